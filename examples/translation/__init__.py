@@ -1,0 +1,1 @@
+"""English-German translation with a Transformer, trained by Adafactor."""
