@@ -1,0 +1,138 @@
+"""Chooses the devices to train on, and says which."""
+
+import contextlib
+import dataclasses
+import glob
+import os
+
+import keras
+
+from examples.translation.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """Where the model lives and how a batch is split.
+
+    Attributes:
+        description: For the log, such as `MirroredStrategy over 2 GPUs`.
+        replicas: Number of copies of the model; divides the batch.
+        strategy: `tf.distribute.Strategy`, or `None`.
+    """
+
+    description: str
+    replicas: int = 1
+    strategy: object | None = None
+
+    def scope(self):
+        """Returns the context in which variables must be created."""
+        if self.strategy is None:
+            return contextlib.nullcontext()
+        return self.strategy.scope()
+
+
+def choose_devices(strategy="auto", virtual_devices=1):
+    """Returns the `Devices` of the Keras backend in use.
+
+    Must be called before anything has run on a device.
+
+    Args:
+        strategy: `auto` takes a TPU if there is one, else all GPUs if there
+            are several, else one device. `default`, `mirrored` and `tpu`
+            insist on one device, all devices, and a TPU.
+        virtual_devices: Number of devices to make of the CPU.
+
+    Raises:
+        UserError: The devices asked for are not there, or the CPU can no
+            longer be split.
+    """
+    choose = {"tensorflow": _tensorflow, "jax": _jax}.get(
+        keras.backend.backend()
+    )
+    if choose is None:
+        raise UserError(
+            "KERAS_BACKEND must be tensorflow or jax. Received: "
+            f"{keras.backend.backend()}"
+        )
+    return choose(strategy, virtual_devices)
+
+
+def _tensorflow(strategy, virtual_devices):
+    import tensorflow as tf  # noqa: PLC0415
+
+    version = f"TensorFlow {tf.__version__}"
+    if virtual_devices > 1:
+        (cpu, *_) = tf.config.list_physical_devices("CPU")
+        try:
+            tf.config.set_logical_device_configuration(
+                cpu,
+                [tf.config.LogicalDeviceConfiguration()] * virtual_devices,
+            )
+        except RuntimeError as error:
+            raise _too_late(virtual_devices) from error
+    elif strategy == "tpu" or (strategy == "auto" and _tpu_is_attached()):
+        return _tpu(tf, version)
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    if virtual_devices > 1:
+        kind = "CPU"
+    names = [device.name for device in tf.config.list_logical_devices(kind)]
+    if strategy == "mirrored" or (strategy == "auto" and len(names) > 1):
+        return Devices(
+            f"MirroredStrategy over {len(names)} {kind} devices, {version}",
+            len(names),
+            tf.distribute.MirroredStrategy(names),
+        )
+    return Devices(f"one {kind}, {version}")
+
+
+def _tpu_is_attached():
+    return bool(os.environ.get("TPU_NAME") or glob.glob("/dev/accel*"))
+
+
+def _tpu(tf, version):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            tpu=os.environ.get("TPU_NAME", "local")
+        )
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        strategy = tf.distribute.TPUStrategy(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        raise UserError(
+            f"No TPU could be used by {version}: {str(error).splitlines()[0]}"
+        ) from error
+    cores = strategy.num_replicas_in_sync
+    return Devices(
+        f"TPUStrategy over {cores} TPU cores, {version}", cores, strategy
+    )
+
+
+def _jax(strategy, virtual_devices):
+    import jax  # noqa: PLC0415
+
+    if virtual_devices > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", virtual_devices)
+        except RuntimeError as error:
+            raise _too_late(virtual_devices) from error
+    platform = jax.default_backend()
+    version = f"JAX {jax.__version__}"
+    if strategy == "tpu" and platform != "tpu":
+        raise UserError(
+            f"--strategy tpu, but {version} has no TPU: its devices are of "
+            f"type {platform}."
+        )
+    count = jax.device_count()
+    if strategy == "mirrored" or (strategy != "default" and count > 1):
+        distribution = keras.distribution.DataParallel()
+        keras.distribution.set_distribution(distribution)
+        return Devices(
+            f"DataParallel over {count} {platform} devices, {version}", count
+        )
+    return Devices(f"one {platform} device, {version}")
+
+
+def _too_late(virtual_devices):
+    return UserError(
+        f"--virtual_devices {virtual_devices} came too late: this process has "
+        "already used its CPU."
+    )

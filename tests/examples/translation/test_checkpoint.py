@@ -1,0 +1,195 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from examples.translation import checkpoint
+from examples.translation.checkpoint import Checkpoints
+from examples.translation.checkpoint import TrainingState
+from examples.translation.errors import UserError
+
+IDENTITY = {"vocabulary": "v1"}
+
+
+def build(optimizer=None, units=3, dtype="float32"):
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(units, dtype=dtype),
+        ]
+    )
+    optimizer = optimizer or keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def scramble(variables, seed):
+    random = np.random.default_rng(seed)
+    for variable in variables:
+        variable.assign(random.uniform(0, 100, variable.shape))
+
+
+def values(variables):
+    return [keras.ops.convert_to_numpy(v).tobytes() for v in variables]
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path, keep=2, identity=IDENTITY)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "new_optimizer",
+    [
+        keras.optimizers.Adam,
+        keras.optimizers.Adafactor,
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
+        lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+    ],
+    ids=["adam", "keras_adafactor", "loss_scale", "accumulation"],
+)
+def test_restore_gives_back_every_bit(checkpoints, new_optimizer, dtype):
+    keras.utils.clear_session()
+    model, optimizer = build(new_optimizer(), dtype=dtype)
+    scramble(model.variables + optimizer.variables, seed=1)
+    saved = values(model.variables), values(optimizer.variables)
+    state = TrainingState(7, [{"loss": 1.5}], best_bleu=3.0, best_step=7)
+    checkpoints.save(model, optimizer, state)
+
+    scramble(model.variables + optimizer.variables, seed=2)
+    assert checkpoints.restore(model, optimizer) == state
+    assert (values(model.variables), values(optimizer.variables)) == saved
+
+
+def test_dropout_seeds_are_saved(checkpoints):
+    model, optimizer = build()
+    state = TrainingState(1)
+    checkpoints.save(model, optimizer, state)
+    x = np.ones((8, 4), "float32")
+    expected = keras.ops.convert_to_numpy(model(x, training=True))
+    model(x, training=True)
+    checkpoints.restore(model, optimizer)
+    again = keras.ops.convert_to_numpy(model(x, training=True))
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_nothing_to_restore_is_none(checkpoints):
+    assert checkpoints.restore(*build()) is None
+
+
+def test_only_the_newest_and_the_best_are_kept(checkpoints):
+    model, optimizer = build()
+    for step in (10, 20, 30, 40):
+        checkpoints.save(model, optimizer, TrainingState(step, best_step=20))
+    assert checkpoints.steps() == [20, 30, 40]
+
+
+def test_an_unfinished_checkpoint_is_not_seen(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=2, identity=IDENTITY)
+    model, optimizer = build()
+    checkpoints.save(model, optimizer, TrainingState(1))
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args):
+        raise Killed
+
+    for fatal in ("rename", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, fatal, die)
+            with pytest.raises(Killed):
+                checkpoints.save(model, optimizer, TrainingState(2))
+        checkpoints = Checkpoints(tmp_path, keep=2, identity=IDENTITY)
+        assert checkpoints.steps() == [1]
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"),
+        lambda path: path.unlink(),
+    ],
+    ids=["cut", "changed", "missing"],
+)
+@pytest.mark.parametrize("name", [checkpoint.ARRAYS, checkpoint.STATE])
+def test_a_damaged_checkpoint_is_passed_over(checkpoints, damage, name):
+    model, optimizer = build()
+    for step in (1, 2):
+        checkpoints.save(model, optimizer, TrainingState(step))
+    damage(checkpoints.path(2) / name)
+    assert checkpoints.restore(model, optimizer).step == 1
+
+
+def test_a_damaged_checkpoint_can_be_written_again(checkpoints):
+    model, optimizer = build()
+    checkpoints.save(model, optimizer, TrainingState(1))
+    (checkpoints.path(1) / checkpoint.ARRAYS).write_bytes(b"")
+    assert checkpoints.steps() == []
+    checkpoints.save(model, optimizer, TrainingState(1))
+    assert checkpoints.steps() == [1]
+
+
+def test_another_identity_is_refused_by_name(tmp_path, checkpoints):
+    model, optimizer = build()
+    checkpoints.save(model, optimizer, TrainingState(1))
+    other = Checkpoints(tmp_path, keep=2, identity={"vocabulary": "v2"})
+    with pytest.raises(UserError, match="vocabulary is v1, this run's is v2"):
+        other.restore(model, optimizer)
+
+
+def test_other_slots_are_refused_naming_both_sides(checkpoints):
+    checkpoints.save(*build(), TrainingState(1))
+    model, optimizer = build(keras.optimizers.SGD())
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(model, optimizer)
+    assert "does not fit the optimizer" in str(error.value)
+    assert "Only in the checkpoint: adam/iteration" in str(error.value)
+    assert "Only in the run: sgd/iteration" in str(error.value)
+
+
+def test_other_shapes_are_refused_naming_both_sides(checkpoints):
+    checkpoints.save(*build(units=3), TrainingState(1))
+    model, optimizer = build(units=5)
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(model, optimizer)
+    assert "kernel (4, 3) float32" in str(error.value)
+    assert "kernel (4, 5) float32" in str(error.value)
+
+
+def test_a_refused_checkpoint_changes_nothing(checkpoints):
+    checkpoints.save(*build(), TrainingState(1))
+    model, optimizer = build(keras.optimizers.SGD())
+    scramble(model.variables, seed=1)
+    before = values(model.variables + optimizer.variables)
+    with pytest.raises(UserError):
+        checkpoints.restore(model, optimizer)
+    assert values(model.variables + optimizer.variables) == before
+
+
+def test_loaded_weights_are_the_mean_of_the_steps(checkpoints):
+    model, optimizer = build()
+    kernel = model.trainable_variables[0]
+    seed = model.non_trainable_variables[0]
+    for step, value in ((1, 1.0), (2, 4.0)):
+        kernel.assign(np.full(kernel.shape, value))
+        seed.assign(np.full(seed.shape, step))
+        checkpoints.save(model, optimizer, TrainingState(step))
+    checkpoints.load_weights(model, [1, 2])
+    np.testing.assert_array_equal(kernel, np.full(kernel.shape, 2.5))
+    np.testing.assert_array_equal(seed, np.full(seed.shape, 2))
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    checkpoint.write_atomically(path, json.dumps({"new": 1}))
+    assert json.loads(path.read_text()) == {"new": 1}
+    assert list(tmp_path.iterdir()) == [path]
