@@ -1,0 +1,415 @@
+"""Adafactor (Shazeer and Stern, 2018)."""
+
+import math
+import re
+from typing import Unpack
+
+import keras
+from keras import ops
+
+from keras_adafactor.arguments import check
+from keras_adafactor.arguments import check_boolean
+from keras_adafactor.arguments import check_choice
+from keras_adafactor.arguments import check_integer
+from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import check_patterns
+from keras_adafactor.functional import axis_groups as grouping
+from keras_adafactor.functional.axis_groups import AxisGroups
+from keras_adafactor.functional.moments import debiased_decay_rate
+from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import factored_mean
+from keras_adafactor.functional.moments import power_decay_rate
+from keras_adafactor.functional.moments import precondition_by_factors
+from keras_adafactor.functional.scaling import clip_by_rms
+from keras_adafactor.functional.scaling import parameter_scale
+from keras_adafactor.functional.scaling import rms
+from keras_adafactor.storage import StateSpec
+from keras_adafactor.update_rule import OptimizerKeywords
+from keras_adafactor.update_rule import UpdateRuleOptimizer
+
+# Below it the scales are not worth their trouble.
+MIN_SIZE_TO_QUANTIZE = 4096
+
+
+@keras.saving.register_keras_serializable(package="keras_adafactor")
+class Adafactor(UpdateRuleOptimizer):
+    """Adafactor: Adam's adaptive steps without Adam's memory.
+
+    Unlike Adam, the second moment of a matrix is kept as its row means and
+    column means (4096 x 4096 weights: 32 KiB of state where Adam has 128 MiB),
+    there is no momentum unless `beta_1` is given, the update is clipped by
+    its own RMS, and the step is relative to the size of the weights.
+
+    Algorithm (4 to 6 of the paper, with its defaults):
+
+    ```
+    rho     = min(learning_rate, 1 / sqrt(t))      relative step size
+    alpha   = max(epsilon_2, rms(x)) * rho         step size
+    beta_2t = 1 - t ** beta_2_decay
+    v_row   = beta_2t * v_row + (1 - beta_2t) * mean(g ** 2 + epsilon_1, cols)
+    v_col   = beta_2t * v_col + (1 - beta_2t) * mean(g ** 2 + epsilon_1, rows)
+    v       = outer(v_row, v_col) / mean(v_row)    never built
+    u       = g / sqrt(v)
+    u_hat   = u / max(1, rms(u) / clip_threshold)
+    x       = x - alpha * u_hat
+    ```
+
+    Vectors and scalars keep `v` itself.
+
+    State:
+
+    - `v_row` (R of the paper): float32, the axes of the variable that are not
+      columns.
+    - `v_col` (C): float32, the axes that are not rows.
+    - `v` (V): float32, the shape of the variable; where it is not factored.
+    - `m`: `momentum_dtype`, the shape of the variable; with `beta_1`.
+    - `u_rms`: float32 scalar; with `record_update_rms`.
+
+    Args:
+        learning_rate: Float >= 0, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. With `multiply_by_parameter_scale` in units of
+            the RMS of the weights per update, else in units of the weights.
+            A float with `relative_step` is the cap of the relative step.
+            Defaults to 0.01, as in the paper.
+        beta_2_decay: Float < 0, the exponent `-c` of the paper's section 7.2.
+            Defaults to -0.8.
+        epsilon_1: Float > 0, added to the squared gradient. Defaults to 1e-30.
+        epsilon_2: Float > 0, the floor of the parameter scale. Defaults to
+            1e-3.
+        clip_threshold: Float > 0, `d` of the paper's section 6, the largest
+            RMS of an update before it is multiplied by the step size; or
+            `None` for no clipping. Defaults to 1.0.
+        relative_step: Boolean. Whether a float `learning_rate` is cut off at
+            `1 / sqrt(t)`. A schedule, and any learning rate with
+            `relative_step=False`, is used as it is. Defaults to `True`.
+        warmup_steps: Integer >= 1 or `None`. The relative step grows linearly
+            over so many steps: `min(learning_rate * t / warmup_steps,
+            1 / sqrt(t))`. The paper's warm-up, `1e-6 * t`, is
+            `warmup_steps=10_000`. Defaults to `None`.
+        multiply_by_parameter_scale: Boolean, whether the step is multiplied by
+            `max(epsilon_2, rms(x))`. Defaults to `True`.
+        max_parameter_scale: Float >= `epsilon_2` or `None`, the ceiling of the
+            parameter scale. Defaults to `None`.
+        exclude_from_parameter_scale: Regular expression or list of them. A
+            variable is not scaled if one is found anywhere in its path.
+            Defaults to `None`.
+        factored: Boolean, whether matrices keep row and column means only.
+            Defaults to `True`.
+        axis_groups: What the rows and columns of a variable are: `"auto"`, the
+            contiguous split of its axes that keeps the fewest numbers;
+            `"last_two"`, as the paper and most implementations; an
+            `AxisGroups`; a callable `(shape, path) -> axis groups`; or a dict
+            from regular expression to axis groups, of which the first that is
+            found in the path decides. With batch axes, for layers stacked in
+            one variable, statistics, scale and clip are those of each slice.
+            Defaults to `"auto"`.
+        min_dim_size_to_factor: Integer >= 1. A variable with fewer rows or
+            columns is not factored. Defaults to 2: any matrix is.
+        beta_2: Float in (0, 1) or `None`. A constant decay instead of the
+            increasing one, with the bias correction of the paper's section
+            7.1 (equal to Adam's). Defaults to `None`.
+        beta_2_cap: Float in (0, 1) or `None`, the largest value of the
+            increasing decay; 0.999 in Zhai et al., 2021. Defaults to `None`.
+        step_offset: Integer >= 0. The decay is that of step
+            `max(1, t - step_offset)`. To fine-tune with fresh statistics,
+            give the number of steps of the checkpoint. Defaults to 0.
+        beta_1: Float in (0, 1) or `None`, the decay of the momentum: an
+            average, without bias correction, of the clipped update before it
+            is multiplied by the step size. Defaults to `None`, no momentum.
+        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"` (in blocks along
+            the longest axis; variables under 4,096 elements stay float32).
+            The lower two are rounded without bias. Defaults to `"float32"`.
+        record_update_rms: Boolean, whether to keep the RMS of every
+            variable's latest update before clipping, for `update_rms()`.
+            Defaults to `False`.
+        **kwargs: See `UpdateRuleOptimizer`.
+
+    Deviations from the paper: means in place of sums in `v_row` and `v_col`,
+    which is the same `v`; `beta_2t` and the inverse root are evaluated in
+    forms that do not cancel or overflow; more than two axes are grouped by
+    `axis_groups`.
+
+    Raises:
+        ValueError: If an argument is out of range or contradicts another.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_adafactor import Adafactor
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=Adafactor(), loss="mse")
+
+    Reference:
+
+    - [Shazeer and Stern, 2018](https://arxiv.org/abs/1804.04235)
+    """
+
+    def __init__(
+        self,
+        learning_rate=0.01,
+        beta_2_decay=-0.8,
+        epsilon_1=1e-30,
+        epsilon_2=1e-3,
+        clip_threshold=1.0,
+        relative_step=True,
+        *,
+        warmup_steps=None,
+        multiply_by_parameter_scale=True,
+        max_parameter_scale=None,
+        exclude_from_parameter_scale=None,
+        factored=True,
+        axis_groups="auto",
+        min_dim_size_to_factor=2,
+        beta_2=None,
+        beta_2_cap=None,
+        step_offset=0,
+        beta_1=None,
+        momentum_dtype="float32",
+        record_update_rms=False,
+        **kwargs: Unpack[OptimizerKeywords],
+    ):
+        super().__init__(learning_rate, **kwargs)
+        self.beta_2_decay = beta_2_decay
+        self.epsilon_1 = epsilon_1
+        self.epsilon_2 = epsilon_2
+        self.clip_threshold = clip_threshold
+        self.relative_step = relative_step
+        self.warmup_steps = warmup_steps
+        self.multiply_by_parameter_scale = multiply_by_parameter_scale
+        self.max_parameter_scale = max_parameter_scale
+        self.exclude_from_parameter_scale = check_patterns(
+            "exclude_from_parameter_scale", exclude_from_parameter_scale
+        )
+        self.factored = factored
+        self.axis_groups = axis_groups
+        self.min_dim_size_to_factor = min_dim_size_to_factor
+        self.beta_2 = beta_2
+        self.beta_2_cap = beta_2_cap
+        self.step_offset = step_offset
+        self.beta_1 = beta_1
+        self.momentum_dtype = momentum_dtype
+        self.record_update_rms = record_update_rms
+        self._check_arguments()
+
+    def _check_arguments(self):
+        check_number("beta_2_decay", self.beta_2_decay, below=0.0)
+        check_number("epsilon_1", self.epsilon_1, above=0.0)
+        check_number("epsilon_2", self.epsilon_2, above=0.0)
+        check_number(
+            "clip_threshold", self.clip_threshold, above=0.0, optional=True
+        )
+        check_number(
+            "max_parameter_scale",
+            self.max_parameter_scale,
+            at_least=self.epsilon_2,
+            optional=True,
+        )
+        for name in ("beta_1", "beta_2", "beta_2_cap"):
+            check_number(
+                name, getattr(self, name), above=0.0, below=1.0, optional=True
+            )
+        for name in (
+            "relative_step",
+            "multiply_by_parameter_scale",
+            "factored",
+            "record_update_rms",
+        ):
+            check_boolean(name, getattr(self, name))
+        check_integer("warmup_steps", self.warmup_steps, 1, optional=True)
+        check_integer("min_dim_size_to_factor", self.min_dim_size_to_factor, 1)
+        check_integer("step_offset", self.step_offset, 0)
+        check_choice(
+            "momentum_dtype",
+            self.momentum_dtype,
+            ("float32", "bfloat16", "int8"),
+        )
+        check(
+            grouping.is_choice(self.axis_groups),
+            "axis_groups",
+            grouping.REQUIREMENT,
+            self.axis_groups,
+        )
+        check(
+            self.warmup_steps is None or self._cut_off,
+            "warmup_steps",
+            "None unless `relative_step` is True and `learning_rate` a float; "
+            "a schedule has its own warm-up",
+            self.warmup_steps,
+        )
+        check(
+            self.beta_2 is None or self.beta_2_decay == -0.8,
+            "beta_2_decay",
+            "left at its default if `beta_2` is given",
+            self.beta_2_decay,
+        )
+        check(
+            self.beta_2 is None or self.beta_2_cap is None,
+            "beta_2_cap",
+            "None if `beta_2` is given",
+            self.beta_2_cap,
+        )
+        check(
+            self.beta_1 is not None or self.momentum_dtype == "float32",
+            "momentum_dtype",
+            "left at its default unless `beta_1` is given",
+            self.momentum_dtype,
+        )
+        scaled = self.multiply_by_parameter_scale
+        for name in ("max_parameter_scale", "exclude_from_parameter_scale"):
+            value = getattr(self, name)
+            check(
+                scaled or value is None,
+                name,
+                "None unless `multiply_by_parameter_scale` is True",
+                value,
+            )
+
+    @property
+    def _cut_off(self):
+        """Whether the relative step applies: not to a schedule."""
+        return self.relative_step and isinstance(
+            self._learning_rate, keras.Variable
+        )
+
+    def _groups(self, shape, path):
+        groups = grouping.resolve(self.axis_groups, shape, path)
+        sides = (groups.rows, groups.cols)
+        smaller = min(math.prod(shape[a] for a in side) for side in sides)
+        if self.factored and smaller >= self.min_dim_size_to_factor:
+            return groups
+        return AxisGroups(batch=groups.batch)
+
+    def state_spec(self, shape, path):
+        groups = self._groups(shape, path)
+        ndim = len(shape)
+        if groups.factored:
+            spec = {
+                "v_row": StateSpec.along(shape, groups.row_axes(ndim)),
+                "v_col": StateSpec.along(shape, groups.col_axes(ndim)),
+            }
+        else:
+            spec = {"v": StateSpec.like(shape)}
+        if self.beta_1 is not None:
+            quantized = self.momentum_dtype == "int8"
+            small = math.prod(shape) < MIN_SIZE_TO_QUANTIZE
+            dtype = "float32" if quantized and small else self.momentum_dtype
+            spec["m"] = StateSpec.like(shape, dtype)
+        if self.record_update_rms:
+            spec["u_rms"] = StateSpec((), ())
+        return spec
+
+    def update_rule(self, g, x, state, t, lr, path):
+        groups = self._groups(tuple(g.shape), path)
+        within = groups.within_slice(len(g.shape))
+        state = dict(state)
+
+        # Lines 5-7: the second moment.
+        rate = self._decay_rate(t)
+        if groups.factored:
+            row, col = factored_mean(ops.square(g), groups)
+            r = ema(state["v_row"], row + self.epsilon_1, rate)
+            c = ema(state["v_col"], col + self.epsilon_1, rate)
+            u = precondition_by_factors(g, r, c, groups)
+            state |= {"v_row": r, "v_col": c}
+        else:
+            v = ema(state["v"], ops.square(g) + self.epsilon_1, rate)
+            u = g * ops.rsqrt(v)
+            state |= {"v": v}
+
+        # Line 9: clipping, of the whole variable or of each slice.
+        if self.record_update_rms:
+            state |= {"u_rms": ops.squeeze(rms(u))}
+        if self.clip_threshold is not None:
+            u = clip_by_rms(u, self.clip_threshold, within)
+        if self.beta_1 is not None:
+            u = ema(state["m"], u, 1.0 - self.beta_1)
+            state |= {"m": u}
+
+        # Lines 4 and 10: the step.
+        return self._step_size(x, t, lr, path, within) * u, state
+
+    def _decay_rate(self, t):
+        """`1 - beta_2t`."""
+        t = ops.maximum(t - self.step_offset, 1.0)
+        if self.beta_2 is not None:
+            return debiased_decay_rate(t, self.beta_2)
+        rate = power_decay_rate(t, self.beta_2_decay)
+        if self.beta_2_cap is not None:
+            rate = ops.maximum(rate, 1.0 - self.beta_2_cap)
+        return rate
+
+    def _step_size(self, x, t, lr, path, within):
+        """`alpha`: the relative step size times the parameter scale."""
+        rho = lr
+        if self._cut_off:
+            if self.warmup_steps is not None:
+                rho = rho * ops.minimum(1.0, t / self.warmup_steps)
+            rho = ops.minimum(rho, ops.rsqrt(t))
+        if not self.multiply_by_parameter_scale or any(
+            re.search(pattern, path)
+            for pattern in self.exclude_from_parameter_scale or ()
+        ):
+            return rho
+        return rho * parameter_scale(
+            x, self.epsilon_2, self.max_parameter_scale, within
+        )
+
+    def update_rms(self):
+        """RMS of every variable's latest update before clipping.
+
+        An update is clipped where it is above `clip_threshold`.
+
+        Returns:
+            Dict from variable path to float, 0.0 before the first step.
+
+        Raises:
+            ValueError: Without `record_update_rms`.
+        """
+        check(
+            self.record_update_rms,
+            "record_update_rms",
+            "True for `update_rms()`",
+            self.record_update_rms,
+        )
+        return {
+            path: float(ops.convert_to_numpy(slots["u_rms"]))
+            for path, slots in self.slots()
+            if slots
+        }
+
+    def get_config(self):
+        config = super().get_config()
+        config |= {
+            name: getattr(self, name)
+            for name in (
+                "beta_2_decay",
+                "epsilon_1",
+                "epsilon_2",
+                "clip_threshold",
+                "relative_step",
+                "warmup_steps",
+                "multiply_by_parameter_scale",
+                "max_parameter_scale",
+                "exclude_from_parameter_scale",
+                "factored",
+                "min_dim_size_to_factor",
+                "beta_2",
+                "beta_2_cap",
+                "step_offset",
+                "beta_1",
+                "momentum_dtype",
+                "record_update_rms",
+            )
+        }
+        config["axis_groups"] = grouping.serialize(self.axis_groups)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        if "axis_groups" in config:
+            config["axis_groups"] = grouping.deserialize(
+                config["axis_groups"], custom_objects
+            )
+        return super().from_config(config, custom_objects)

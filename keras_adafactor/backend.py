@@ -1,0 +1,112 @@
+"""Where the backends differ: replicas, sparse gradients and layouts.
+
+The only file of the library that looks at the backend. TensorFlow's replicas
+are separate variables that a strategy updates, and its embeddings have sparse
+gradients; JAX and PyTorch have neither. Layouts are `keras.distribution`'s.
+"""
+
+import contextlib
+
+import keras
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    def densify(gradient):
+        """A dense gradient; the repeated rows of a sparse one are summed."""
+        if isinstance(gradient, tf.IndexedSlices):
+            return tf.convert_to_tensor(gradient)
+        return gradient
+
+    def sum_over_replicas(gradients):
+        """All-reduces gradients; every replica gets the same sums."""
+        context = tf.distribute.get_replica_context()
+        if context is None:
+            return gradients
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+
+    def update_variables(optimizer, update, variables, *columns):
+        """Calls `update(variable, *row)` for every variable, on its replicas.
+
+        Slots may only be assigned in cross-replica context: assigned in
+        replica context, they drift apart without an error.
+        """
+
+        def across_replicas(strategy, variables, *columns):
+            for variable, *row in zip(variables, *columns, strict=True):
+                strategy.extended.update(
+                    variable, update, args=tuple(row), group=False
+                )
+
+        variables = [
+            v.value if isinstance(v, keras.Variable) else v for v in variables
+        ]
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            across_replicas,
+            optimizer._distribution_strategy,
+            variables,
+            *columns,
+        )
+
+    @contextlib.contextmanager
+    def creation_scope(optimizer):
+        """Variables made here are mirrored as the optimizer's own are."""
+        strategy = optimizer._distribution_strategy
+        if tf.distribute.get_strategy() is strategy:
+            yield
+        else:
+            with strategy.scope():
+                yield
+
+    def colocate_with(optimizer, variable):
+        """Variables made here live on the devices of `variable`."""
+        if isinstance(variable, keras.Variable):
+            variable = variable.value
+        return optimizer._distribution_strategy.extended.colocate_vars_with(
+            variable
+        )
+
+else:
+
+    def densify(gradient):
+        return gradient
+
+    def sum_over_replicas(gradients):
+        return gradients
+
+    def update_variables(optimizer, update, variables, *columns):
+        for variable, *row in zip(variables, *columns, strict=True):
+            update(variable, *row)
+
+    def creation_scope(optimizer):
+        return contextlib.nullcontext()
+
+    def colocate_with(optimizer, variable):
+        return contextlib.nullcontext()
+
+
+def derive_layout(variable, axes):
+    """The layout of a slot, from the layout of its variable.
+
+    Args:
+        variable: `keras.Variable` that the slot belongs to.
+        axes: For every axis of the slot, the axis of the variable that it
+            runs along, or `None` where it is not sharded.
+
+    Returns:
+        `keras.distribution.TensorLayout`, or `None` outside a distribution.
+        Never `None` inside one: Keras would then match the slot's name
+        against the layout map, and shard a vector by a matrix' rule.
+    """
+    layout = getattr(variable, "_layout", None)
+    if isinstance(layout, keras.distribution.TensorLayout):
+        return keras.distribution.TensorLayout(
+            [None if axis is None else layout.axes[axis] for axis in axes],
+            layout.device_mesh,
+        )
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    return keras.distribution.TensorLayout(
+        [None] * len(axes), distribution.device_mesh
+    )

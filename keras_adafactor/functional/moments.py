@@ -1,0 +1,90 @@
+"""Moving averages of moments, whole and factored into rows and columns."""
+
+from keras import ops
+
+
+def ema(average, value, rate):
+    """`average + rate * (value - average)`.
+
+    Exponential moving average written with `rate = 1 - beta`, because `beta`
+    itself rounds to 1 in float32 long before `rate` loses a digit.
+
+    Args:
+        average: Tensor, the average so far.
+        value: Tensor of the same shape, the new value.
+        rate: Scalar in (0, 1], the weight of the new value.
+
+    Returns:
+        Tensor of the same shape. With `rate = 1` from `average = 0`, `value`.
+    """
+    return average + rate * (value - average)
+
+
+def power_decay_rate(t, exponent):
+    """`1 - beta_2` of Adafactor's increasing decay, `t ** exponent`.
+
+    Paper, section 7.2: `beta_2 = 1 - t ** -0.8`.
+
+    Args:
+        t: float32 scalar >= 1, the step.
+        exponent: Float <= 0.
+
+    Returns:
+        float32 scalar in (0, 1]; 1 at `t = 1`.
+    """
+    return ops.power(t, exponent)
+
+
+def debiased_decay_rate(t, beta):
+    """`1 - beta_t` of an average that needs no bias correction.
+
+    `beta_t = beta * (1 - beta ** (t - 1)) / (1 - beta ** t)`, paper, section
+    7.1. An average with this decay equals Adam's bias-corrected average at
+    every step. Evaluated as `(1 - beta) / (1 - beta ** t)`, without
+    cancellation.
+
+    Args:
+        t: float32 scalar >= 1, the step.
+        beta: Float in (0, 1).
+
+    Returns:
+        float32 scalar in (0, 1]; 1 at `t = 1`, `1 - beta` in the limit.
+    """
+    return (1.0 - beta) / -ops.expm1(t * ops.log(ops.cast(beta, t.dtype)))
+
+
+def factored_mean(x, groups):
+    """Row means and column means of a tensor.
+
+    Args:
+        x: Tensor.
+        groups: `AxisGroups` with rows and columns.
+
+    Returns:
+        Tuple of the means over the columns, with the axes
+        `groups.row_axes(ndim)`, and the means over the rows, with the axes
+        `groups.col_axes(ndim)`.
+    """
+    return ops.mean(x, axis=groups.cols), ops.mean(x, axis=groups.rows)
+
+
+def precondition_by_factors(g, row, col, groups):
+    """`g / sqrt(V)` with `V = row x col / mean(row)`, which is never built.
+
+    Written so that nothing overflows or underflows for any finite positive
+    statistics: every factor is the root of one statistic, and a gradient of 0
+    gives 0 even where its row has never seen anything but 0.
+
+    Args:
+        g: Tensor, the gradient.
+        row: Tensor > 0, the row statistic of the squared gradient.
+        col: Tensor > 0, the column statistic.
+        groups: `AxisGroups` with rows and columns.
+
+    Returns:
+        Tensor of the shape of `g`.
+    """
+    row = ops.expand_dims(row, groups.cols)
+    col = ops.expand_dims(col, groups.rows)
+    mean_row = ops.mean(row, axis=groups.rows, keepdims=True)
+    return g * ops.rsqrt(row) * (ops.sqrt(mean_row) * ops.rsqrt(col))

@@ -1,0 +1,83 @@
+"""Block-wise symmetric 8-bit integers with unbiased rounding."""
+
+import math
+
+from keras import ops
+
+MIN_BLOCK_SIZE = 202  # 4 bytes of scale for 202 codes: under 2 %
+MAX_BLOCK_SIZE = 512
+
+
+def block_shape(shape):
+    """The block along every axis that shares one scale.
+
+    Blocks lie along the longest axis: its largest divisor between
+    `MIN_BLOCK_SIZE` and `MAX_BLOCK_SIZE`, or the whole axis. Where that is
+    fewer than `MIN_BLOCK_SIZE` elements, the next longest axis joins whole,
+    and so on.
+
+    Args:
+        shape: Tuple of ints.
+
+    Returns:
+        Tuple of ints, a divisor of each dimension of `shape`.
+    """
+    block = [1] * len(shape)
+    for axis in sorted(range(len(shape)), key=lambda a: (-shape[a], -a)):
+        if math.prod(block) >= MIN_BLOCK_SIZE:
+            break
+        divisors = (
+            size
+            for size in range(MAX_BLOCK_SIZE, MIN_BLOCK_SIZE - 1, -1)
+            if shape[axis] % size == 0
+        )
+        block[axis] = next(divisors, shape[axis])
+    return tuple(block)
+
+
+def scale_shape(shape):
+    """Shape of the scales: the number of blocks along every axis."""
+    return tuple(
+        size // block
+        for size, block in zip(shape, block_shape(shape), strict=True)
+    )
+
+
+def _blocked(x):
+    # (d_0, d_1, ...) -> (d_0 / b_0, b_0, d_1 / b_1, b_1, ...)
+    pairs = zip(scale_shape(x.shape), block_shape(x.shape), strict=True)
+    return ops.reshape(x, [size for pair in pairs for size in pair])
+
+
+def _spread(scale, shape):
+    # One scale a block -> broadcastable against `_blocked`.
+    return ops.reshape(scale, [size for n in scale.shape for size in (n, 1)])
+
+
+def quantize(x, noise):
+    """Codes and scales whose product is `x` in the mean.
+
+    `scale = max |x| / 127` over the block, `code = floor(x / scale + noise)`.
+
+    Args:
+        x: float32 tensor.
+        noise: float32 tensor of the shape of `x`, uniform in [0, 1).
+
+    Returns:
+        Tuple of int8 codes in [-127, 127], of the shape of `x`, and float32
+        scales of shape `scale_shape(x.shape)`. A block of zeros has scale 0.
+    """
+    blocks = _blocked(x)
+    within = tuple(range(1, len(blocks.shape), 2))
+    scale = ops.max(ops.abs(blocks), axis=within) / 127.0
+    spread = _spread(scale, x.shape)
+    unit = blocks / ops.where(spread > 0, spread, ops.ones_like(spread))
+    # x / scale can be one rounding error more than 127.
+    codes = ops.clip(ops.floor(unit + _blocked(noise)), -127, 127)
+    return ops.cast(ops.reshape(codes, x.shape), "int8"), scale
+
+
+def dequantize(codes, scale):
+    """`codes * scale`, each block by its own scale, as float32."""
+    blocks = ops.cast(_blocked(codes), "float32")
+    return ops.reshape(blocks * _spread(scale, codes.shape), codes.shape)

@@ -1,0 +1,197 @@
+"""What an optimizer keeps, variable by variable, in bytes."""
+
+import math
+from dataclasses import dataclass
+
+import keras
+
+from keras_adafactor.storage import stored_parts
+from keras_adafactor.update_rule import UpdateRuleOptimizer
+from keras_adafactor.update_rule import path_of
+
+ADAM_BYTES_PER_PARAMETER = 8  # two float32 averages
+
+
+@dataclass(frozen=True)
+class VariableState:
+    """The state of one variable.
+
+    Attributes:
+        path: String, the variable's path.
+        shape: Tuple of ints, the variable's shape.
+        slots: Dict from slot name to `(shape, dtype)`.
+        state_bytes: Int, the bytes of all its slots.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    slots: dict[str, tuple[tuple[int, ...], str]]
+    state_bytes: int
+
+    @property
+    def parameters(self):
+        return math.prod(self.shape)
+
+    @property
+    def factored(self):
+        """How the second moment is kept: `"1024 x 1024"` or `"no"`."""
+        if "v_row" not in self.slots:
+            return "no"
+        sides = (self.slots["v_row"][0], self.slots["v_col"][0])
+        return " x ".join(str(math.prod(side)) for side in sides)
+
+
+@dataclass(frozen=True)
+class StateReport:
+    """The state of an optimizer: a table when printed, rows as data.
+
+    Attributes:
+        optimizer: String, the optimizer's name.
+        rows: List of `VariableState`, one a variable.
+    """
+
+    optimizer: str
+    rows: list[VariableState]
+
+    @property
+    def parameters(self):
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def total_bytes(self):
+        """Bytes of all slots. Step counter and learning rate not counted."""
+        return sum(row.state_bytes for row in self.rows)
+
+    @property
+    def adam_bytes(self):
+        """Bytes that Adam keeps for the same variables."""
+        return ADAM_BYTES_PER_PARAMETER * self.parameters
+
+    @property
+    def bytes_per_parameter(self):
+        return self.total_bytes / max(1, self.parameters)
+
+    def as_dict(self):
+        """The report as JSON data."""
+        return {
+            "optimizer": self.optimizer,
+            "parameters": self.parameters,
+            "total_bytes": self.total_bytes,
+            "adam_bytes": self.adam_bytes,
+            "variables": [
+                {
+                    "path": row.path,
+                    "shape": list(row.shape),
+                    "factored": row.factored,
+                    "slots": {
+                        name: {"shape": list(shape), "dtype": dtype}
+                        for name, (shape, dtype) in row.slots.items()
+                    },
+                    "state_bytes": row.state_bytes,
+                }
+                for row in self.rows
+            ],
+        }
+
+    def __str__(self):
+        header = ("variable", "shape", "factored", "slots", "bytes")
+        table = [header] + [
+            (
+                row.path,
+                _dimensions(row.shape),
+                row.factored,
+                ", ".join(
+                    f"{name} {_dimensions(shape)}"
+                    + (f" {dtype}" if dtype != "float32" else "")
+                    for name, (shape, dtype) in row.slots.items()
+                ),
+                f"{row.state_bytes:,}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i == len(header) - 1 else cell.ljust(width)
+                for i, (cell, width) in enumerate(
+                    zip(line, widths, strict=True)
+                )
+            )
+            for line in table
+        ]
+        lines.insert(1, "-" * len(lines[0]))
+        lines.append(lines[1])
+        lines.append(
+            f"{self.optimizer}: {self.total_bytes:,} bytes of state for "
+            f"{self.parameters:,} parameters "
+            f"({self.bytes_per_parameter:.4f} a parameter); Adam: "
+            f"{self.adam_bytes:,} ({ADAM_BYTES_PER_PARAMETER})"
+        )
+        return "\n".join(lines)
+
+
+def state_report(optimizer_or_model, variables=None):
+    """Reports what an optimizer keeps for every variable.
+
+    Works before the first step: nothing is built.
+
+    Args:
+        optimizer_or_model: An optimizer of this package (or a
+            `keras.optimizers.LossScaleOptimizer` around one), or a model
+            compiled with one.
+        variables: List of variables, for an optimizer that is not built.
+            Defaults to the trainable variables of the model, or to those the
+            optimizer is built with.
+
+    Returns:
+        `StateReport`; `print` it, or read `rows`, `total_bytes`, `as_dict()`.
+
+    Raises:
+        ValueError: If there is no such optimizer, or no variables are known.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_adafactor
+    >>> model = keras.Sequential([keras.Input((256,)), keras.layers.Dense(64)])
+    >>> model.compile(keras_adafactor.Adafactor(), "mse")
+    >>> keras_adafactor.state_report(model).total_bytes
+    1536
+    """
+    optimizer = optimizer_or_model
+    if isinstance(optimizer_or_model, keras.Model):
+        optimizer = getattr(optimizer_or_model, "optimizer", None)
+        variables = variables or optimizer_or_model.trainable_variables
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    if not isinstance(optimizer, UpdateRuleOptimizer):
+        raise ValueError(
+            "Argument `optimizer_or_model` must be an optimizer of "
+            "keras_adafactor or a model compiled with one. Received: "
+            f"optimizer_or_model={optimizer_or_model!r}"
+        )
+    variables = variables or optimizer.variables_built_with
+    if not variables:
+        raise ValueError(
+            "Argument `variables` must be given for an optimizer that is not "
+            f"built. Received: variables={variables!r}"
+        )
+    return StateReport(
+        optimizer=type(optimizer).__name__,
+        rows=[_state_of(optimizer, variable) for variable in variables],
+    )
+
+
+def _state_of(optimizer, variable):
+    path, shape = path_of(variable), tuple(variable.shape)
+    parts = stored_parts(optimizer.state_spec(shape, path))
+    return VariableState(
+        path=path,
+        shape=shape,
+        slots={name: (p.shape, p.dtype) for name, p in parts.items()},
+        state_bytes=sum(part.state_bytes for part in parts.values()),
+    )
+
+
+def _dimensions(shape):
+    return "(" + ", ".join(map(str, shape)) + ")"
