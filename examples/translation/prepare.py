@@ -1,5 +1,6 @@
 """Fetches a tfds translation corpus, once, on a machine with a network."""
 
+import http.client
 import threading
 import time
 import urllib.error
@@ -59,8 +60,8 @@ def prepare(tfds_name: str, data_dir: str | None) -> None:
     ) as error:
         raise UserError(
             f"Preparing {tfds_name} in {builder.data_dir} failed: {error}\n"
-            "  Run the same command again to go on: archives that arrived whole "
-            "are not fetched twice."
+            "  Run the same command again to go on: archives that arrived "
+            "whole are not fetched twice."
         ) from error
     sizes = ", ".join(
         f"{split} {info.num_examples:,}"
@@ -95,7 +96,7 @@ def _silent(urls):
         request = urllib.request.Request(url, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-        except urllib.error.HTTPError:
+        except (urllib.error.HTTPError, http.client.HTTPException):
             pass
         except OSError:
             return
