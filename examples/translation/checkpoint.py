@@ -77,6 +77,11 @@ class Checkpoints:
         """Returns the directory of the checkpoint of `step`."""
         return self.directory / f"step-{step:08d}"
 
+    def check_identity(self):
+        """Raises `UserError` if the checkpoints are of another run."""
+        for step in self.steps():
+            self._check_identity(self.path(step))
+
     def save(self, model, optimizer, state):
         """Writes a checkpoint and removes those no longer kept.
 
@@ -140,8 +145,8 @@ class Checkpoints:
             if not _is_intact(path):
                 logging.warning("%s is damaged and is not used.", path)
                 continue
+            self._check_identity(path)
             description = json.loads((path / STATE).read_text())
-            self._check_identity(path, description["identity"])
             groups = _groups(model, optimizer)
             for group, variables in groups.items():
                 _check_variables(path, group, variables, description)
@@ -178,9 +183,10 @@ class Checkpoints:
                         )
                     means[index] = value
         for variable, mean in zip(model.variables, means, strict=True):
-            variable.assign(mean.astype(_numpy_dtype(variable.dtype)))
+            variable.assign(mean.astype(numpy_dtype(variable.dtype)))
 
-    def _check_identity(self, path, saved):
+    def _check_identity(self, path):
+        saved = json.loads((path / STATE).read_text())["identity"]
         for name, value in self.identity.items():
             if saved.get(name) != value:
                 raise UserError(
@@ -266,7 +272,8 @@ def _is_intact(path):
     )
 
 
-def _numpy_dtype(dtype):
+def numpy_dtype(dtype):
+    """Returns the numpy type of a Keras dtype name, bfloat16 included."""
     return np.dtype(getattr(ml_dtypes, dtype, dtype))
 
 
@@ -279,7 +286,7 @@ def _to_storable(variable):
 
 
 def _from_storable(value, dtype):
-    dtype = _numpy_dtype(dtype)
+    dtype = numpy_dtype(dtype)
     return value if value.dtype == dtype else value.view(dtype)
 
 

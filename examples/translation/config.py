@@ -81,9 +81,7 @@ class TranslationConfig:
         "tensorflow-datasets name and config.",
         changes_run=False,
     )
-    direction: str = _field(
-        "en-de", "Translation direction.", choices=("en-de", "de-en")
-    )
+    direction: str = _field("en-de", "Source and target language.")
     train_source: str | None = _field(
         None, "--data text: source side, a sentence a line.", changes_run=False
     )
@@ -109,7 +107,7 @@ class TranslationConfig:
         None, "Use only the first of the training pairs.", minimum=1
     )
     vocab_size: int = _field(
-        1_024, "Pieces of the joint sentencepiece model.", minimum=64
+        1_024, "Pieces of the joint sentencepiece model.", minimum=1
     )
     max_length: int = _field(
         64, "Longest training sentence, in pieces with eos.", minimum=4
@@ -404,26 +402,6 @@ def _check_pairs(config):
         raise UserError(
             "--virtual_devices splits a CPU; it cannot go with "
             f"--strategy tpu. Received: {config.virtual_devices}"
-        )
-    text_files = {
-        name: getattr(config, name)
-        for name in (
-            "train_source",
-            "train_target",
-            "validation_source",
-            "validation_target",
-            "test_source",
-            "test_target",
-        )
-    }
-    given = [f"--{name}" for name, path in text_files.items() if path]
-    missing = [f"--{name}" for name, path in text_files.items() if not path]
-    if config.data == "text" and missing:
-        raise UserError(f"--data text needs {', '.join(missing)} as well.")
-    if config.data != "text" and given:
-        raise UserError(
-            f"{', '.join(given)} can only be used with --data text. "
-            f"Received: --data {config.data}"
         )
     for name in ("checkpoint_every", "steps"):
         if getattr(config, name) % config.steps_per_execution:

@@ -113,3 +113,11 @@ def evaluate_splits(translator, corpus, *, sentences=None):
         for split in corpus.splits
         if split.startswith("test")
     }
+
+
+def score_splits(translations):
+    """Returns the scores of `evaluate_splits` as JSON-able dicts by split."""
+    return {
+        split: dataclasses.asdict(found.score())
+        for split, found in translations.items()
+    }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import keras
 
+import keras_adafactor
 from examples.translation.errors import UserError
 
 
@@ -48,44 +49,24 @@ class OptimizerRow:
     Attributes:
         build: `(learning_rate, warmup_steps, **keywords) -> optimizer`, where
             the keywords are those every Keras optimizer takes.
-        schedule: What its learning rate does, in words, for logs.
-        learning_rate: `config -> peak`, the default peak learning rate.
-        warmup_steps: `config -> steps`, the default warm-up.
+        relative_step: Whether the learning rate is the cap of a step relative
+            to the size of each weight; else it is the peak of `WarmupRsqrt`.
+        learning_rate: `config -> float`, the default.
         weight_decay: Default weight decay.
     """
 
     build: Callable
-    schedule: str
+    relative_step: bool
     learning_rate: Callable
-    warmup_steps: Callable
     weight_decay: float | None = None
 
 
-def _relative_step_cap(config):
-    return 0.01
-
-
-def _transformer_peak(config):
-    """The peak that "Attention Is All You Need" has at its 4,000 steps."""
-    return (config.model_dim * 4_000) ** -0.5
-
-
-def _no_warmup(config):
-    return 0
-
-
-def _warmup(config):
-    return 400 if config.preset == "tiny" else 4_000
-
-
 def _adafactor(learning_rate, warmup_steps, **keywords):
-    # Here, because the other rows work without the package.
-    import keras_adafactor  # noqa: PLC0415
-
     return keras_adafactor.Adafactor(
         learning_rate=learning_rate,
         relative_step=True,
         warmup_steps=warmup_steps or None,
+        record_update_rms=True,
         **keywords,
     )
 
@@ -101,7 +82,7 @@ def _keras_adafactor(learning_rate, warmup_steps, **keywords):
     )
 
 
-def _with_warmup(constructor, **settings):
+def _scheduled(constructor, **settings):
     def build(learning_rate, warmup_steps, **keywords):
         schedule = WarmupRsqrt(learning_rate, max(1, warmup_steps))
         return constructor(schedule, **settings, **keywords)
@@ -109,37 +90,62 @@ def _with_warmup(constructor, **settings):
     return build
 
 
+def _relative_step_cap(config):
+    """The cap of the Adafactor paper."""
+    return 0.01
+
+
+def _transformer_peak(config):
+    """The peak of "Attention Is All You Need", at its 4,000 steps."""
+    return (config.model_dim * 4_000) ** -0.5
+
+
 _PAPER_BETAS = {"beta_1": 0.9, "beta_2": 0.98, "epsilon": 1e-9}
-_RELATIVE_STEP = "min(learning rate, 1 / sqrt(t)), relative to each weight"
-_WARMUP_RSQRT = "linear warm-up, then 1 / sqrt(t)"
 
 OPTIMIZERS = {
     "adafactor": OptimizerRow(
-        _adafactor, _RELATIVE_STEP, _relative_step_cap, _no_warmup
+        _adafactor, relative_step=True, learning_rate=_relative_step_cap
     ),
     "keras_adafactor": OptimizerRow(
-        _keras_adafactor, _RELATIVE_STEP, _relative_step_cap, _no_warmup
+        _keras_adafactor, relative_step=True, learning_rate=_relative_step_cap
     ),
     "adam": OptimizerRow(
-        _with_warmup(keras.optimizers.Adam, **_PAPER_BETAS),
-        _WARMUP_RSQRT,
-        _transformer_peak,
-        _warmup,
+        _scheduled(keras.optimizers.Adam, **_PAPER_BETAS),
+        relative_step=False,
+        learning_rate=_transformer_peak,
     ),
     "adamw": OptimizerRow(
-        _with_warmup(keras.optimizers.AdamW, **_PAPER_BETAS),
-        _WARMUP_RSQRT,
-        _transformer_peak,
-        _warmup,
+        _scheduled(keras.optimizers.AdamW, **_PAPER_BETAS),
+        relative_step=False,
+        learning_rate=_transformer_peak,
         weight_decay=0.01,
     ),
     "sgd": OptimizerRow(
-        _with_warmup(keras.optimizers.SGD, momentum=0.9, nesterov=True),
-        _WARMUP_RSQRT,
-        lambda config: 0.1,
-        _warmup,
+        _scheduled(keras.optimizers.SGD, momentum=0.9, nesterov=True),
+        relative_step=False,
+        learning_rate=lambda config: 0.1,
     ),
 }
+
+
+def learning_rate(config):
+    """Returns the cap or peak: the one asked for, or the optimizer's own."""
+    if config.learning_rate is not None:
+        return config.learning_rate
+    return OPTIMIZERS[config.optimizer].learning_rate(config)
+
+
+def warmup_steps(config):
+    """Returns the steps of warm-up: those asked for, or the optimizer's own.
+
+    That is none for a relative step, else 4,000 as in "Attention Is All You
+    Need", 400 for the `tiny` preset.
+    """
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    if OPTIMIZERS[config.optimizer].relative_step:
+        return 0
+    return 400 if config.preset == "tiny" else 4_000
 
 
 def build_optimizer(config):
@@ -151,28 +157,41 @@ def build_optimizer(config):
         UserError: A setting that the optimizer does not have.
     """
     row = OPTIMIZERS[config.optimizer]
-    learning_rate = config.learning_rate
-    if learning_rate is None:
-        learning_rate = row.learning_rate(config)
-    warmup_steps = config.warmup_steps
-    if warmup_steps is None:
-        warmup_steps = row.warmup_steps(config)
     weight_decay = config.weight_decay
     if weight_decay is None:
         weight_decay = row.weight_decay
-    keywords = {"name": config.optimizer}
-    if weight_decay:
-        keywords["weight_decay"] = weight_decay
-    if config.gradient_accumulation_steps > 1:
-        keywords["gradient_accumulation_steps"] = (
-            config.gradient_accumulation_steps
-        )
-    optimizer = row.build(learning_rate, warmup_steps, **keywords)
+    accumulation = config.gradient_accumulation_steps
+    optimizer = row.build(
+        learning_rate(config),
+        warmup_steps(config),
+        weight_decay=weight_decay or None,
+        gradient_accumulation_steps=accumulation if accumulation > 1 else None,
+        name=config.optimizer,
+    )
     if config.mixed_precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
-def describe_schedule(config):
+def step_size(config, step):
+    """Returns the learning rate of an update, relative or absolute.
+
+    Args:
+        config: `TranslationConfig`.
+        step: Number of the update, counted from 1.
+    """
+    rate, warmup = learning_rate(config), warmup_steps(config)
+    if OPTIMIZERS[config.optimizer].relative_step:
+        return min(rate * min(1.0, step / max(1, warmup)), step**-0.5)
+    return float(WarmupRsqrt(rate, max(1, warmup))(step - 1))
+
+
+def describe_optimizer(config):
     """Returns the optimizer and its schedule in one line, for logs."""
-    return f"{config.optimizer}: {OPTIMIZERS[config.optimizer].schedule}"
+    rate, warmup = learning_rate(config), warmup_steps(config)
+    if OPTIMIZERS[config.optimizer].relative_step:
+        schedule = f"relative step min({rate:g}, 1 / sqrt(t))"
+    else:
+        schedule = f"peak learning rate {rate:.2g}, falling as 1 / sqrt(t)"
+    warming = f"{warmup:,} steps of warm-up" if warmup else "no warm-up"
+    return f"{config.optimizer}, {schedule}, {warming}"

@@ -1,0 +1,310 @@
+"""What happens beside the steps of `fit`: measure, save, tell, stop.
+
+The callbacks share one `TrainingState` and one dict of logs, and run in the
+order of the list they are given in: those that measure add to the logs, then
+`RecordHistory` and `SaveCheckpoint` keep them, then the others show them.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from examples.translation.checkpoint import TrainingState
+from examples.translation.errors import UserError
+from examples.translation.evaluate import translate_pairs
+from examples.translation.optimizers import step_size
+from examples.translation.report import state_bytes
+
+
+class Terminated(Exception):
+    """SIGTERM came; whatever had to be saved has been."""
+
+
+class Termination:
+    """Turns SIGTERM into `Terminated`, at once or at the next safe moment.
+
+    Use as a context manager around a job. Inside `deferred()` a signal is only
+    noted in `requested`, for the code there to act on.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._deferred = False
+
+    def __enter__(self):
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exception):
+        signal.signal(signal.SIGTERM, self._previous)
+
+    @contextlib.contextmanager
+    def deferred(self):
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.requested:
+            raise Terminated
+
+    def _receive(self, signal_number, frame):
+        self.requested = True
+        if not self._deferred:
+            raise Terminated
+
+
+@keras.saving.register_keras_serializable(package="examples.translation")
+class TokenCount(keras.metrics.Sum):
+    """Number of real target tokens, as a weighted metric of `compile`."""
+
+    def update_state(self, labels, logits, sample_weight):
+        super().update_state(sample_weight)
+
+
+class AdvanceState(keras.callbacks.Callback):
+    """Counts steps in the state and times the training; must come first."""
+
+    def __init__(self, state: TrainingState):
+        super().__init__()
+        self.state = state
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+        self._trained = None
+
+    def on_test_begin(self, logs=None):
+        # Validation begins: only training counts for the throughput.
+        self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.state.step += self.params["steps"]
+        seconds = (self._trained or time.perf_counter()) - self._began
+        logs["steps"] = self.params["steps"]
+        logs["seconds"] = seconds
+        logs["tokens_per_second"] = logs["tokens"] / seconds
+
+
+class StopOnTermination(keras.callbacks.Callback):
+    """Saves between two batches and leaves `fit` when SIGTERM has come.
+
+    It hooks the beginning of a batch, not the end: a hook there would make
+    Keras wait for the device after every step.
+    """
+
+    def __init__(self, termination, state, save):
+        super().__init__()
+        self.termination = termination
+        self.state = state
+        self.save = save
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.termination.requested:
+            if batch:
+                self.save(
+                    self.model,
+                    dataclasses.replace(
+                        self.state, step=self.state.step + batch
+                    ),
+                )
+            raise Terminated
+
+
+class StopOnNonFiniteLoss(keras.callbacks.Callback):
+    """Raises `UserError` when the validation loss is NaN or infinite.
+
+    The training loss alone does not stop a run: it is a mean over steps of
+    which an optimizer may have skipped one that overflowed.
+    """
+
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not math.isfinite(logs["val_loss"]):
+            raise UserError(
+                f"The validation loss is {logs['val_loss']} after step "
+                f"{self.state.step}; it was finite "
+                f"{self.params['steps']} steps before, where the last "
+                "checkpoint is. Try a lower --learning_rate, more "
+                "--warmup_steps or --mixed_precision none, in another "
+                "--run_dir."
+            )
+
+
+class MeasureUpdate(keras.callbacks.Callback):
+    """Adds to the logs what the interval's last update did.
+
+    - `learning_rate`: the step size, relative to the weights for Adafactor.
+    - `change_rms`: RMS of the change of all weights.
+    - `update_rms`, `clipped_fraction`, from an optimizer that records them:
+      RMS of the update before clipping, averaged over the variables, and the
+      fraction of variables whose update was clipped.
+
+    Args:
+        config: `TranslationConfig`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # The call that begins here runs `steps_per_execution` steps.
+        if batch + self.config.steps_per_execution >= self.params["steps"]:
+            self._before = _values(self.model.trainable_variables)
+
+    def on_epoch_end(self, epoch, logs=None):
+        after = _values(self.model.trainable_variables)
+        squares = sum(
+            np.sum(np.square(new.astype("float64") - old.astype("float64")))
+            for new, old in zip(after, self._before, strict=True)
+        )
+        size = sum(value.size for value in after)
+        del self._before
+        logs["change_rms"] = float(np.sqrt(squares / size))
+        optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        updates = max(1, int(optimizer.iterations))
+        logs["learning_rate"] = step_size(self.config, updates)
+        if getattr(optimizer, "record_update_rms", False):
+            rms = np.array(list(optimizer.update_rms().values()))
+            logs["update_rms"] = float(np.mean(rms))
+            logs["clipped_fraction"] = float(
+                np.mean(rms > optimizer.clip_threshold)
+            )
+
+
+def _values(variables):
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
+
+
+class TranslateSamples(keras.callbacks.Callback):
+    """Adds validation BLEU to the logs every so many intervals.
+
+    Args:
+        state: `TrainingState`; its best BLEU and step are kept.
+        translator: Has `translate(list[str]) -> list[str]`.
+        pairs: (source, reference) to translate.
+        interval: Steps of an interval.
+        every: Intervals between two scores.
+    """
+
+    def __init__(self, state, translator, pairs, *, interval, every):
+        super().__init__()
+        self.state = state
+        self.translator = translator
+        self.pairs = pairs
+        self.period = interval * every
+        self.translations = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.translations = None
+        if self.state.step % self.period:
+            return
+        self.translations = translate_pairs(self.translator, self.pairs)
+        bleu = self.translations.score().bleu
+        logs["val_bleu"] = bleu
+        if self.state.best_bleu is None or bleu > self.state.best_bleu:
+            self.state.best_bleu = bleu
+            self.state.best_step = self.state.step
+
+
+class RecordHistory(keras.callbacks.Callback):
+    """Appends the interval's logs to the state's history."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state = state
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {name: float(value) for name, value in logs.items()}
+        row["steps"] = int(row["steps"])
+        self.state.history.append({"step": self.state.step, **row})
+
+
+class SaveCheckpoint(keras.callbacks.Callback):
+    """Saves at the end of an interval; comes after what fills the state."""
+
+    def __init__(self, state, save):
+        super().__init__()
+        self.state = state
+        self.save = save
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.save(self.model, self.state)
+
+
+class WriteTensorBoard(keras.callbacks.Callback):
+    """Writes the history's last row and the samples, at the global step.
+
+    Args:
+        directory: Log directory; its name is the run's name in TensorBoard.
+        state: `TrainingState`.
+        samples: `TranslateSamples` whose translations to show, or `None`.
+        count: How many of them.
+    """
+
+    def __init__(self, directory, state, samples, count):
+        super().__init__()
+        self.writer = tf.summary.create_file_writer(str(directory))
+        self.state = state
+        self.samples = samples
+        self.count = count
+
+    def on_train_begin(self, logs=None):
+        self._write(
+            {
+                "optimizer_state_bytes": state_bytes(
+                    self.model.optimizer.variables
+                )
+            }
+        )
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._write(self.state.history[-1])
+        if self.samples and self.samples.translations:
+            text = "\n\n".join(
+                f"{source}  \n→ {hypothesis}  \n= {reference}"
+                for source, reference, hypothesis in (
+                    self.samples.translations.samples(self.count)
+                )
+            )
+            with self.writer.as_default(step=self.state.step):
+                tf.summary.text("translations", text)
+        self.writer.flush()
+
+    def _write(self, scalars):
+        with self.writer.as_default(step=self.state.step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+
+
+class PrintProgress(keras.callbacks.Callback):
+    """One line an interval, for logs that are not a terminal."""
+
+    def __init__(self, state, total_steps):
+        super().__init__()
+        self.state = state
+        self.total_steps = total_steps
+
+    def on_epoch_end(self, epoch, logs=None):
+        parts = [
+            f"step {self.state.step:,}/{self.total_steps:,}",
+            f"loss {logs['loss']:.3f}",
+            f"accuracy {logs['token_accuracy']:.3f}",
+            f"val_loss {logs['val_loss']:.3f}",
+            f"val_accuracy {logs['val_token_accuracy']:.3f}",
+        ]
+        if "val_bleu" in logs:
+            parts.append(f"BLEU {logs['val_bleu']:.1f}")
+        parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{logs['seconds']:.0f} s")
+        print("  ".join(parts), flush=True)

@@ -1,0 +1,173 @@
+"""Run directories: where they are, what is in them, how they are read.
+
+A run directory holds
+
+    config.json       every setting
+    tokenizer.model   the vocabulary
+    cache/            vocabulary and corpus as ids, made anew when missing
+    checkpoints/      what an interrupted run continues from
+    tensorboard/      event files
+    history.csv       losses and more, a row for each interval
+    model.keras       the weights that translate best
+    metrics.json      scores, sizes and times
+    loss.png          the loss curves
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import pathlib
+
+import keras
+
+from examples.translation.checkpoint import Checkpoints
+from examples.translation.config import TranslationConfig
+from examples.translation.decode import Translator
+from examples.translation.errors import UserError
+from examples.translation.model import build_model
+from examples.translation.sources import load_corpus
+from examples.translation.tokenizer import Tokenizer
+
+
+def open_corpus(config):
+    """Returns the `Corpus` that a configuration asks for."""
+    return load_corpus(
+        config.data,
+        data_dir=config.data_dir,
+        tfds_name=config.tfds_name,
+        direction=config.direction,
+        train_source=config.train_source,
+        train_target=config.train_target,
+        validation_source=config.validation_source,
+        validation_target=config.validation_target,
+        test_source=config.test_source,
+        test_target=config.test_target,
+        synthetic_train_size=config.synthetic_train_size,
+        max_train_examples=config.max_train_examples,
+    )
+
+
+def run_directory(config, kind):
+    """Returns the run's directory; `kind` is the kind of its corpus."""
+    return pathlib.Path(
+        config.run_dir or f"runs/{config.preset}-{kind}-{config.optimizer}"
+    )
+
+
+def existing_run_directory(config):
+    """Returns the directory of the run that a configuration describes."""
+    if config.run_dir:
+        return pathlib.Path(config.run_dir)
+    return run_directory(config, open_corpus(config).kind)
+
+
+def load_run(run_dir, overrides):
+    """Returns the configuration, tokenizer and model of a run.
+
+    The weights are those of `model.keras`, or of the newest checkpoint while
+    the run goes on.
+
+    Args:
+        run_dir: Directory that `train` wrote.
+        overrides: Dict of fields to change, none that decided the training.
+
+    Raises:
+        UserError: There is no such run, it has no weights yet, or a field
+            cannot be changed any more.
+    """
+    run_dir = pathlib.Path(run_dir)
+    try:
+        saved = TranslationConfig.from_json(
+            (run_dir / "config.json").read_text()
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no run in {run_dir}. Train one first, or name its "
+            "directory with --run_dir."
+        ) from error
+    config = dataclasses.replace(saved, **overrides)
+    _refuse(config.conflicts(saved), run_dir)
+    tokenizer = Tokenizer.load(run_dir / "tokenizer.model")
+    if (run_dir / "model.keras").exists():
+        model = keras.models.load_model(run_dir / "model.keras", compile=False)
+    else:
+        checkpoints = Checkpoints(
+            run_dir / "checkpoints", keep=config.keep_checkpoints, identity={}
+        )
+        if not checkpoints.steps():
+            raise UserError(f"The run in {run_dir} has no checkpoint yet.")
+        model = build_run_model(config, tokenizer)
+        checkpoints.load_weights(model, checkpoints.steps()[-1:])
+    return config, tokenizer, model
+
+
+def build_run_model(config, tokenizer):
+    policy = {
+        "none": "float32",
+        "bfloat16": "mixed_bfloat16",
+        "float16": "mixed_float16",
+    }[config.mixed_precision]
+    return build_model(
+        config,
+        vocab_size=tokenizer.vocab_size,
+        piece_count=tokenizer.piece_count,
+        dtype=policy,
+    )
+
+
+def build_translator(config, tokenizer, model, most_sentences=None):
+    """Returns the `Translator` with a configuration's decoding settings.
+
+    Args:
+        config: `TranslationConfig`.
+        tokenizer: Joint tokenizer.
+        model: Built `Transformer`.
+        most_sentences: No more will be translated at once; makes the batches
+            smaller where that is enough.
+    """
+    return Translator(
+        model,
+        tokenizer,
+        beam_size=config.beam_size,
+        length_penalty=config.length_penalty,
+        bucket_lengths=config.bucket_lengths,
+        batch_size=min(
+            config.evaluation_batch_size,
+            most_sentences or config.evaluation_batch_size,
+        ),
+        max_decode_length=config.max_decode_length,
+    )
+
+
+def check_same_run(config, run_dir):
+    """Raises `UserError` if the directory holds a run of another kind."""
+    if any((run_dir / "checkpoints").glob("step-*")):
+        saved = TranslationConfig.from_json(
+            (run_dir / "config.json").read_text()
+        )
+        _refuse(config.conflicts(saved), run_dir)
+
+
+def _refuse(conflicts, run_dir):
+    if conflicts:
+        settings = ", ".join(
+            f"--{name} {saved} (received {given})"
+            for name, given, saved in conflicts
+        )
+        raise UserError(
+            f"The run in {run_dir} was started with {settings}. Use these, or "
+            "another --run_dir."
+        )
+
+
+@contextlib.contextmanager
+def locked(run_dir):
+    """Holds the directory; the lock goes with the process, however it ends."""
+    with open(run_dir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another process is training in {run_dir}."
+            ) from error
+        yield

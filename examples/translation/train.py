@@ -1,0 +1,330 @@
+"""The job: from a configuration to a trained, evaluated, reported run."""
+
+import dataclasses
+import json
+import math
+import platform
+import sys
+
+import keras
+
+from examples.translation import batching
+from examples.translation import callbacks
+from examples.translation import report
+from examples.translation.checkpoint import Checkpoints
+from examples.translation.checkpoint import TrainingState
+from examples.translation.checkpoint import write_atomically
+from examples.translation.devices import choose_devices
+from examples.translation.errors import UserError
+from examples.translation.evaluate import evaluate_splits
+from examples.translation.evaluate import read_pairs
+from examples.translation.evaluate import score_splits
+from examples.translation.evaluate import translate_pairs
+from examples.translation.losses import SmoothedCrossEntropy
+from examples.translation.losses import masked_accuracy
+from examples.translation.optimizers import build_optimizer
+from examples.translation.optimizers import describe_optimizer
+from examples.translation.runs import build_run_model
+from examples.translation.runs import build_translator
+from examples.translation.runs import check_same_run
+from examples.translation.runs import locked
+from examples.translation.runs import open_corpus
+from examples.translation.runs import run_directory
+from examples.translation.sources import notice
+from examples.translation.tokenizer import train_tokenizer
+
+
+def train(config):
+    """Trains, evaluates and reports; continues what an earlier call began.
+
+    Args:
+        config: `TranslationConfig`.
+
+    Returns:
+        The metrics that are also in `metrics.json`, or `None` when SIGTERM
+        ended the run early. The same call then continues it.
+
+    Raises:
+        UserError: The run cannot be done, or is not the one in `run_dir`.
+    """
+    with callbacks.Termination() as termination:
+        try:
+            return _train(config, termination)
+        except callbacks.Terminated:
+            notice("Stopped by SIGTERM. The same command continues the run.")
+            return None
+
+
+def _train(config, termination):
+    devices = choose_devices(config.strategy, config.virtual_devices)
+    corpus = open_corpus(config)
+    run_dir = run_directory(config, corpus.kind)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with locked(run_dir):
+        check_same_run(config, run_dir)
+        tokenizer = train_tokenizer(
+            corpus, run_dir / "cache", config.vocab_size
+        )
+        checkpoints = Checkpoints(
+            run_dir / "checkpoints",
+            keep=config.keep_checkpoints,
+            identity={
+                "corpus fingerprint": corpus.fingerprint,
+                "vocabulary fingerprint": tokenizer.fingerprint,
+                "backend": keras.backend.backend(),
+                "number of replicas": devices.replicas,
+            },
+        )
+        checkpoints.check_identity()
+        write_atomically(run_dir / "config.json", config.to_json())
+        tokenizer.save(run_dir / "tokenizer.model")
+        print(f"run directory: {run_dir}")
+        print(f"data: {corpus.name}")
+        print(f"devices: {devices.description}")
+        print(f"optimizer: {describe_optimizer(config)}")
+        print(config.to_json(), flush=True)
+        job = _Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
+        job.fit(termination)
+        return job.finish()
+
+
+class _Job:
+    """Model, optimizer and data of a run, ready to train and evaluate."""
+
+    def __init__(
+        self, config, run_dir, corpus, tokenizer, devices, checkpoints
+    ):
+        self.config = config
+        self.run_dir = run_dir
+        self.corpus = corpus
+        self.tokenizer = tokenizer
+        self.devices = devices
+        self.checkpoints = checkpoints
+        self.state = TrainingState()
+        self.training_data = self._encode("train", drop_long=True)
+        self.plan = batching.make_plan(
+            self.training_data,
+            batching=config.batching,
+            tokens_per_batch=config.tokens_per_batch,
+            batch_size=config.batch_size,
+            bucket_lengths=config.bucket_lengths,
+            max_length=config.max_length,
+            seed=config.seed,
+            multiple_of=devices.replicas,
+        )
+        # Names and seeds of everything created below follow from the
+        # configuration alone, however often this process has run the job.
+        keras.utils.clear_session()
+        keras.utils.set_random_seed(config.seed)
+        with devices.scope():
+            self.model = build_run_model(config, tokenizer)
+            self.optimizer = build_optimizer(config)
+            self.model.compile(
+                optimizer=self.optimizer,
+                loss=SmoothedCrossEntropy(
+                    config.label_smoothing, tokenizer.piece_count
+                ),
+                weighted_metrics=[
+                    keras.metrics.MeanMetricWrapper(
+                        masked_accuracy, name="token_accuracy"
+                    ),
+                    callbacks.TokenCount(name="tokens"),
+                ],
+                jit_compile=_jit_compile(config, devices),
+                steps_per_execution=config.steps_per_execution,
+            )
+            # compile wraps it for float16; the state is that of the wrapper.
+            self.optimizer = self.model.optimizer
+            self.optimizer.build(self.model.trainable_variables)
+        self.translator = build_translator(config, tokenizer, self.model)
+
+    def _encode(self, split, drop_long):
+        return batching.encode_split(
+            self.corpus,
+            split,
+            self.tokenizer,
+            self.run_dir / "cache",
+            self.config.max_length,
+            drop_long,
+        )
+
+    def fit(self, termination):
+        """Trains up to the last step, from the newest checkpoint if any."""
+        config = self.config
+        restored = self.checkpoints.restore(self.model, self.optimizer)
+        if restored:
+            self.state = restored
+            notice(f"Continuing from step {restored.step:,}.")
+        validation = batching.eval_dataset(
+            self._encode("validation", drop_long=False),
+            _round_up(config.evaluation_batch_size, self.devices.replicas),
+            config.bucket_lengths,
+        )
+        in_terminal = sys.stdout.isatty()
+        hooks = self._callbacks(termination, in_terminal)
+        every = config.checkpoint_every
+        with termination.deferred():
+            while self.state.step < config.steps:
+                # Keras' epochs are the intervals between checkpoints. The
+                # first may be the rest of one that SIGTERM cut short, the
+                # last may be shorter.
+                step = self.state.step
+                length = min(every - step % every, config.steps - step)
+                count = (config.steps - step) // every if length == every else 1
+                self.model.fit(
+                    batching.train_dataset(
+                        self.training_data,
+                        self.plan,
+                        start_step=step,
+                        steps=None,
+                    ),
+                    initial_epoch=step // every,
+                    epochs=step // every + count,
+                    steps_per_epoch=length,
+                    validation_data=validation,
+                    callbacks=hooks,
+                    shuffle=False,
+                    verbose=1 if in_terminal else 0,
+                )
+
+    def _callbacks(self, termination, in_terminal):
+        config, state = self.config, self.state
+
+        def save(model, state):
+            self.checkpoints.save(model, model.optimizer, state)
+            write_atomically(
+                self.run_dir / "history.csv", report.history_csv(state.history)
+            )
+
+        samples = None
+        if config.bleu_every:
+            samples = callbacks.TranslateSamples(
+                state,
+                self.translator,
+                read_pairs(self.corpus, "validation", config.bleu_sentences),
+                interval=config.checkpoint_every,
+                every=config.bleu_every,
+            )
+        hooks = [
+            callbacks.AdvanceState(state),
+            callbacks.StopOnTermination(termination, state, save),
+            callbacks.StopOnNonFiniteLoss(state),
+            callbacks.MeasureUpdate(config),
+            samples,
+            callbacks.RecordHistory(state),
+            callbacks.SaveCheckpoint(state, save),
+            callbacks.WriteTensorBoard(
+                self.run_dir / "tensorboard" / self.corpus.kind,
+                state,
+                samples,
+                config.sample_sentences,
+            ),
+            None
+            if in_terminal
+            else callbacks.PrintProgress(state, config.steps),
+        ]
+        return [hook for hook in hooks if hook]
+
+    def finish(self):
+        """Evaluates final and averaged weights; writes what is to be read."""
+        config = self.config
+        candidates = self._candidates()
+        translations, validation_bleu = {}, {}
+        validation = read_pairs(
+            self.corpus, "validation", config.bleu_sentences
+        )
+        for name, steps in candidates.items():
+            self.checkpoints.load_weights(self.model, steps)
+            validation_bleu[name] = (
+                translate_pairs(self.translator, validation).score().bleu
+            )
+            translations[name] = evaluate_splits(
+                self.translator, self.corpus, sentences=config.test_sentences
+            )
+            if validation_bleu[name] >= max(validation_bleu.values()):
+                chosen = name
+                self._save_model()
+        self.checkpoints.load_weights(self.model, candidates["final"])
+        metrics = self._metrics(translations, validation_bleu, chosen)
+        write_atomically(
+            self.run_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n"
+        )
+        report.plot_history(
+            self.state.history,
+            f"{self.corpus.name}: {config.preset}, {config.optimizer}",
+            self.run_dir / "loss.png",
+        )
+        split, found = next(iter(translations[chosen].items()))
+        print(f"\nTranslations of {split}, {chosen} weights:\n")
+        print(report.format_samples(found.samples(config.sample_sentences)))
+        print(f"\n{report.format_report(metrics)}", flush=True)
+        return metrics
+
+    def _candidates(self):
+        """Returns the weights to compare: name to steps to average."""
+        steps = self.checkpoints.steps()
+        candidates = {"final": steps[-1:]}
+        averaged = steps[-self.config.average_checkpoints :]
+        if self.config.average_checkpoints > 1 and len(averaged) > 1:
+            candidates[f"avg{len(averaged)}"] = averaged
+        return candidates
+
+    def _save_model(self):
+        path = self.run_dir / "model.keras"
+        unfinished = path.with_name(".unfinished-model.keras")
+        self.model.save(unfinished, include_optimizer=False)
+        unfinished.replace(path)
+
+    def _metrics(self, translations, validation_bleu, chosen):
+        trainable = self.model.trainable_variables
+        history = self.state.history
+        return {
+            "data": self.corpus.name,
+            "data_fingerprint": self.corpus.fingerprint,
+            "config": dataclasses.asdict(self.config),
+            "optimizer": describe_optimizer(self.config),
+            "devices": self.devices.description,
+            "versions": {
+                "python": platform.python_version(),
+                "keras": keras.__version__,
+                "backend": keras.backend.backend(),
+            },
+            "steps": self.state.step,
+            "training_seconds": sum(row["seconds"] for row in history),
+            "loss": history[-1]["loss"],
+            "val_loss": history[-1]["val_loss"],
+            "parameters": sum(math.prod(v.shape) for v in trainable),
+            "optimizer_state_bytes": report.state_bytes(
+                self.optimizer.variables
+            ),
+            "adam_state_bytes": report.adam_state_bytes(trainable),
+            "keras_adafactor_state_bytes": report.keras_adafactor_state_bytes(
+                trainable
+            ),
+            "scores": {
+                name: score_splits(found)
+                for name, found in translations.items()
+            },
+            "validation_bleu": validation_bleu,
+            "saved_weights": chosen,
+        }
+
+
+def _round_up(number, multiple_of):
+    return -(-number // multiple_of) * multiple_of
+
+
+def _jit_compile(config, devices):
+    """Whether XLA compiles the step, for `compile`.
+
+    Under a strategy Keras must not ask for it: TPUStrategy compiles anyway,
+    and MirroredStrategy fails with it.
+    """
+    if devices.strategy is not None:
+        if config.jit_compile == "on":
+            raise UserError(
+                "--jit_compile on cannot go with a tf.distribute strategy "
+                f"({devices.description})."
+            )
+        return False
+    return config.jit_compile != "off"
