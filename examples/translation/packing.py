@@ -39,8 +39,9 @@ def first_fit(
 
     A pair goes to the oldest open row where both of its sides fit. If there is
     none, the oldest row is closed and a new one opened. More open rows fill
-    better and cost more time: with sentence lengths like WMT14's and a capacity
-    of 256, 1 open row leaves 10 % padding on the target side, 32 leave 2 %.
+    better and cost more time: with log-normal lengths of mean 30 (targets a
+    little longer) and a capacity of 256, one open row leaves 10 % padding on
+    the target side, 32 leave 2 %.
 
     Args:
         source_lengths: `(n,)`, tokens of each source, at most `capacity`.

@@ -36,8 +36,9 @@ class Corpus:
     Attributes:
         name: What to call the corpus in logs, tables and plots.
         kind: `"tfds"`, `"text"` or `"synthetic"`.
-        fingerprint: 16 hex digits; equal exactly when splits, sentences, their
-            order and the direction are.
+        fingerprint: 16 hex digits that change with the sentences, their order
+            or the direction. Of tfds' files it covers version, sizes and
+            bytes; of the other sources the content.
         sizes: Number of pairs of each split: "train", "validation" and one or
             more whose names begin with "test".
         reader: Yields the pairs of one split; use `read`.
@@ -136,22 +137,13 @@ def load_corpus(
             f"Received: --data {data}"
         )
     match data:
-        case "tfds":
-            builder = open_builder(tfds_name, data_dir)
-            _check_direction(builder, direction)
-            _require_prepared(builder)
-            corpus = _tfds_corpus(builder, direction)
-        case "text":
-            corpus = _text_corpus(files)
-        case "synthetic":
-            corpus = _synthetic_corpus(
-                data_dir, direction, synthetic_train_size
-            )
-        case "auto":
+        case "tfds" | "auto":
             builder = open_builder(tfds_name, data_dir)
             _check_direction(builder, direction)
             if is_prepared(builder):
                 corpus = _tfds_corpus(builder, direction)
+            elif data == "tfds":
+                raise _not_prepared(builder)
             else:
                 corpus = _synthetic_corpus(
                     data_dir, direction, synthetic_train_size
@@ -161,6 +153,12 @@ def load_corpus(
                     f"using the {corpus.name} instead. "
                     "(--data tfds says how to get the real corpus.)"
                 )
+        case "text":
+            corpus = _text_corpus(files)
+        case "synthetic":
+            corpus = _synthetic_corpus(
+                data_dir, direction, synthetic_train_size
+            )
         case _:
             raise UserError(
                 "--data must be one of auto, tfds, text, synthetic. "
@@ -243,9 +241,8 @@ def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     return builder.data_path.exists() and builder.is_prepared()
 
 
-def _require_prepared(builder):
-    if is_prepared(builder):
-        return
+def _not_prepared(builder):
+    """The error that says what was looked for and what to type next."""
     root = builder.data_dir_root
     folder = builder.data_path.relative_to(root)
     name = folder.parent
@@ -255,7 +252,7 @@ def _require_prepared(builder):
         if builder.name == "wmt14_translate"
         else "needs a network"
     )
-    raise UserError(
+    return UserError(
         f"{name} is not prepared in {root}.\n"
         f"  Looked for: {builder.data_path / 'dataset_info.json'}\n"
         f"  To fetch it ({needs}):\n"
