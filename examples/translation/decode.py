@@ -7,10 +7,13 @@ the eos (Wu et al. 2016, without the coverage term).
 """
 
 import functools
+import math
 
 import keras
 import numpy as np
 from keras import ops
+
+from examples.translation.sources import notice
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -175,9 +178,7 @@ def beam_search(
         "pieces": ops.full((batch_size, beam_size), bos_id, dtype="int32"),
         "live_ids": no_ids,
         # All beams start alike: only the first may be extended.
-        "live_log_probs": ops.where(
-            np.arange(beam_size) == 0, 0.0, no_scores
-        ),
+        "live_log_probs": ops.where(np.arange(beam_size) == 0, 0.0, no_scores),
         "finished_ids": no_ids,
         "finished_scores": no_scores,
         "done": ops.all(source_ids == PAD_ID, axis=1),
@@ -266,11 +267,11 @@ class Translator:
         tokenizer: Joint tokenizer of source and target.
         beam_size: Beams.
         length_penalty: alpha of `beam_search`.
-        bucket_lengths: Increasing source lengths, in pieces with eos. A longer
-            sentence is cut to the last of them.
+        bucket_lengths: Source lengths, in pieces with eos. A sentence longer
+            than all of them is cut, and a notice says so.
         batch_size: Sentences of a batch.
-        max_decode_length: Longest translation, in pieces with eos. `None` is
-            the bucket's length and 50 more, as in the paper.
+        max_decode_length: Longest translation, in pieces with eos. It never is
+            longer than its bucket and 50 more, as in the paper.
     """
 
     def __init__(
@@ -280,18 +281,20 @@ class Translator:
         *,
         beam_size=4,
         length_penalty=0.6,
-        bucket_lengths=(16, 32, 64, 128),
+        bucket_lengths=(16, 32, 64, 128, 256),
         batch_size=32,
         max_decode_length=None,
     ):
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._searches = {
+        self.searches = {
             length: compile_search(
                 model,
                 beam_size=beam_size,
                 length_penalty=length_penalty,
-                max_decode_length=max_decode_length or length + 50,
+                max_decode_length=min(
+                    length + 50, max_decode_length or math.inf
+                ),
                 bos_id=tokenizer.bos_id,
                 eos_id=tokenizer.eos_id,
             )
@@ -306,28 +309,49 @@ class Translator:
         Args:
             sentences: List of strings.
         """
-        buckets = {length: [] for length in self._searches}
-        encoded = self.tokenizer.encode(sentences)
-        for row, (sentence, ids) in enumerate(
-            zip(sentences, encoded, strict=True)
-        ):
-            if sentence.strip():
-                buckets[self._bucket_length(len(ids))].append(row)
-        translations = [""] * len(sentences)
-        for length, rows in buckets.items():
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
-                source_ids = np.zeros((self.batch_size, length), "int32")
-                for i, row in enumerate(batch):
-                    ids = encoded[row][:length]
-                    source_ids[i, : len(ids)] = ids
-                    source_ids[i, len(ids) - 1] = self.tokenizer.eos_id
-                ids, _ = self._searches[length](source_ids)
-                texts = self.tokenizer.decode(ids[: len(batch), 0])
-                for row, text in zip(batch, texts, strict=True):
-                    translations[row] = text
-        return translations
+        return translate_in_buckets(
+            sentences, self.tokenizer, self.searches, self.batch_size
+        )
 
-    def _bucket_length(self, pieces):
-        fitting = [length for length in self._searches if length >= pieces]
-        return min(fitting, default=max(self._searches))
+
+def translate_in_buckets(sentences, tokenizer, searches, batch_size):
+    """See `Translator`.
+
+    Args:
+        sentences: List of strings.
+        tokenizer: Joint tokenizer of source and target.
+        searches: Dict from source length to a function from source ids
+            `(batch_size, length)` to ids `(batch_size, K, L)` and scores.
+        batch_size: Rows of a batch.
+
+    Returns:
+        List of strings.
+    """
+    longest = max(searches)
+    encoded = tokenizer.encode(sentences)
+    rows_of = {length: [] for length in sorted(searches)}
+    cut = 0
+    for row, (sentence, ids) in enumerate(zip(sentences, encoded, strict=True)):
+        if not sentence.strip():
+            continue
+        if len(ids) > longest:
+            cut += 1
+            encoded[row] = ids = [*ids[: longest - 1], tokenizer.eos_id]
+        rows_of[next(n for n in rows_of if n >= len(ids))].append(row)
+    if cut:
+        notice(
+            f"{cut:,} of {len(sentences):,} sentences are longer than "
+            f"{longest} pieces; only their beginning is translated."
+        )
+    translations = [""] * len(sentences)
+    for length, rows in rows_of.items():
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            source_ids = np.full((batch_size, length), PAD_ID, "int32")
+            for i, row in enumerate(batch):
+                source_ids[i, : len(encoded[row])] = encoded[row]
+            ids, _ = searches[length](source_ids)
+            texts = tokenizer.decode(ids[: len(batch), 0])
+            for row, text in zip(batch, texts, strict=True):
+                translations[row] = text
+    return translations

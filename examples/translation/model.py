@@ -244,6 +244,8 @@ class Transformer(keras.Model):
         norm: `"pre"` or `"post"`, see `layers.Residual`. The paper's is post.
         tie_embeddings: `False` gives source, target and output projection a
             matrix each.
+        name: Where the paths of its variables begin.
+        **kwargs: `dtype` and `trainable` of a Keras layer.
 
     Raises:
         ValueError: An argument is out of range.
@@ -260,10 +262,10 @@ class Transformer(keras.Model):
         dropout=0.1,
         norm="pre",
         tie_embeddings=True,
-        dtype=None,
         name="transformer",
+        **kwargs,
     ):
-        super().__init__(dtype=dtype, name=name)
+        super().__init__(name=name, **kwargs)
         if not 0 < piece_count <= vocab_size:
             raise ValueError(
                 "Argument `piece_count` must be in [1, vocab_size]. Received: "
@@ -373,7 +375,7 @@ class Transformer(keras.Model):
             x,
             self.decoder.project(memory),
             segment_mask(target_segments, target_segments)
-            & causal_mask(target_segments.shape[1]),
+            & causal_mask(ops.shape(target_segments)[1]),
             segment_mask(target_segments, source_segments),
             training=training,
         )
