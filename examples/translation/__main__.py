@@ -14,6 +14,7 @@ same flags have trained. A sentence that begins with a dash goes after --.
 """
 
 import dataclasses
+import importlib
 import os
 import sys
 
@@ -23,6 +24,8 @@ from examples.translation.config import PRESETS
 from examples.translation.config import TranslationConfig
 from examples.translation.config import value_type
 from examples.translation.errors import UserError
+from examples.translation.termination import Terminated
+from examples.translation.termination import Termination
 
 VERBS = ("train", "translate", "evaluate", "export", "prepare")
 
@@ -123,14 +126,12 @@ def run(verb, overrides, sentences):
         print(help_text())
         return
     config = TranslationConfig.from_preset(**overrides)
-    # Imported when the flags are known to be right: it takes seconds.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from examples.translation import commands  # noqa: PLC0415
-    from examples.translation import train  # noqa: PLC0415
-
+    if verb == "train":
+        with Termination() as termination:
+            _import("train").train(config, termination)
+        return
+    commands = _import("commands")
     match verb:
-        case "train":
-            train.train(config)
         case "translate":
             commands.translate(config, overrides, sentences)
         case "evaluate":
@@ -141,6 +142,12 @@ def run(verb, overrides, sentences):
             commands.prepare(config)
 
 
+def _import(name):
+    """Imports what takes seconds, when the flags are known to be right."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return importlib.import_module(f"examples.translation.{name}")
+
+
 def main(argv):
     """Runs a command line and returns its exit status."""
     try:
@@ -148,6 +155,13 @@ def main(argv):
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except Terminated:
+        print(
+            "Stopped by SIGTERM. The same command continues the run.",
+            file=sys.stderr,
+        )
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -5,10 +5,8 @@ order of the list they are given in: those that measure add to the logs, then
 `RecordHistory` and `SaveCheckpoint` keep them, then the others show them.
 """
 
-import contextlib
 import dataclasses
 import math
-import signal
 import time
 
 import keras
@@ -20,44 +18,7 @@ from examples.translation.errors import UserError
 from examples.translation.evaluate import translate_pairs
 from examples.translation.optimizers import step_size
 from examples.translation.report import state_bytes
-
-
-class Terminated(Exception):
-    """SIGTERM came; whatever had to be saved has been."""
-
-
-class Termination:
-    """Turns SIGTERM into `Terminated`, at once or at the next safe moment.
-
-    Use as a context manager around a job. Inside `deferred()` a signal is only
-    noted in `requested`, for the code there to act on.
-    """
-
-    def __init__(self):
-        self.requested = False
-        self._deferred = False
-
-    def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
-        return self
-
-    def __exit__(self, *exception):
-        signal.signal(signal.SIGTERM, self._previous)
-
-    @contextlib.contextmanager
-    def deferred(self):
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        if self.requested:
-            raise Terminated
-
-    def _receive(self, signal_number, frame):
-        self.requested = True
-        if not self._deferred:
-            raise Terminated
+from examples.translation.termination import Terminated
 
 
 @keras.saving.register_keras_serializable(package="examples.translation")
@@ -172,8 +133,8 @@ class MeasureUpdate(keras.callbacks.Callback):
         logs["change_rms"] = float(np.sqrt(squares / size))
         optimizer = self.model.optimizer
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        updates = max(1, int(optimizer.iterations))
-        logs["learning_rate"] = step_size(self.config, updates)
+        updates = keras.ops.convert_to_numpy(optimizer.iterations)
+        logs["learning_rate"] = step_size(self.config, max(1, int(updates)))
         if getattr(optimizer, "record_update_rms", False):
             rms = np.array(list(optimizer.update_rms().values()))
             logs["update_rms"] = float(np.mean(rms))

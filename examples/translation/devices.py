@@ -108,7 +108,10 @@ def _tpu(tf, version):
 
 def _jax(strategy, virtual_devices):
     import jax  # noqa: PLC0415
+    import tensorflow as tf  # noqa: PLC0415
 
+    # TensorFlow only reads data here; it must not take the GPUs' memory.
+    tf.config.set_visible_devices([], "GPU")
     if virtual_devices > 1:
         try:
             jax.config.update("jax_num_cpu_devices", virtual_devices)

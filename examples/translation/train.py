@@ -31,31 +31,25 @@ from examples.translation.runs import locked
 from examples.translation.runs import open_corpus
 from examples.translation.runs import run_directory
 from examples.translation.sources import notice
+from examples.translation.termination import Termination
 from examples.translation.tokenizer import train_tokenizer
 
 
-def train(config):
+def train(config, termination=None):
     """Trains, evaluates and reports; continues what an earlier call began.
 
     Args:
         config: `TranslationConfig`.
+        termination: `Termination` to heed; the run is saved before it raises
+            `Terminated`.
 
     Returns:
-        The metrics that are also in `metrics.json`, or `None` when SIGTERM
-        ended the run early. The same call then continues it.
+        The metrics that are also in `metrics.json`.
 
     Raises:
+        Terminated: SIGTERM came. The same call continues the run.
         UserError: The run cannot be done, or is not the one in `run_dir`.
     """
-    with callbacks.Termination() as termination:
-        try:
-            return _train(config, termination)
-        except callbacks.Terminated:
-            notice("Stopped by SIGTERM. The same command continues the run.")
-            return None
-
-
-def _train(config, termination):
     devices = choose_devices(config.strategy, config.virtual_devices)
     corpus = open_corpus(config)
     run_dir = run_directory(config, corpus.kind)
@@ -84,7 +78,7 @@ def _train(config, termination):
         print(f"optimizer: {describe_optimizer(config)}")
         print(config.to_json(), flush=True)
         job = _Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
-        job.fit(termination)
+        job.fit(termination or Termination())
         return job.finish()
 
 

@@ -1,0 +1,252 @@
+import dataclasses
+import math
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_adafactor
+from examples.translation import callbacks
+from examples.translation.checkpoint import TrainingState
+from examples.translation.config import TranslationConfig
+from examples.translation.errors import UserError
+from examples.translation.termination import Terminated
+from examples.translation.termination import Termination
+
+PAIRS = [
+    ("one", "eins ist weniger als zwei Dinge"),
+    ("two", "zwei Dinge sind mehr als eins"),
+]
+CONFIG = TranslationConfig.from_preset("tiny", optimizer="adam")
+
+
+class Translator:
+    """Knows the first `known` pairs."""
+
+    def __init__(self):
+        self.known = 0
+
+    def translate(self, sentences):
+        found = dict(PAIRS[: self.known])
+        return [found.get(sentence, "?") for sentence in sentences]
+
+
+@pytest.fixture
+def fit():
+    """Fits a linear model for some intervals of 4 steps of 2 rows."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+
+    def run(hooks, epochs=1, optimizer=None, labels=0.0):
+        model.compile(
+            optimizer or keras.optimizers.SGD(0.1),
+            loss="mse",
+            weighted_metrics=[
+                keras.metrics.MeanAbsoluteError(name="token_accuracy"),
+                callbacks.TokenCount(name="tokens"),
+            ],
+        )
+        x = np.linspace(-1, 1, 24, dtype="float32").reshape(8, 3)
+        y = np.full((8, 2), labels, "float32")
+        weights = np.array([1, 1, 1, 0] * 2, "float32")
+        model.fit(
+            x,
+            y,
+            sample_weight=weights,
+            batch_size=2,
+            epochs=epochs,
+            validation_data=(x, y, weights),
+            shuffle=False,
+            callbacks=hooks,
+            verbose=0,
+        )
+        return model
+
+    return run
+
+
+def test_steps_time_and_tokens_are_counted(fit):
+    state = TrainingState(step=100)
+    hooks = [callbacks.AdvanceState(state), callbacks.RecordHistory(state)]
+    fit(hooks, epochs=2)
+    assert state.step == 108
+    assert [row["step"] for row in state.history] == [104, 108]
+    assert [row["tokens"] for row in state.history] == [6, 6]
+    for row in state.history:
+        assert row["tokens_per_second"] == 6 / row["seconds"]
+
+
+def test_termination_saves_between_batches_and_stops(fit):
+    state = TrainingState(step=100)
+    termination = Termination()
+    saved = []
+
+    class Signal(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 1 and state.step == 104:
+                termination.requested = True
+
+    def save(model, at):
+        saved.append((at.step, int(model.optimizer.iterations.numpy())))
+
+    with pytest.raises(Terminated):
+        fit(
+            [
+                callbacks.AdvanceState(state),
+                callbacks.StopOnTermination(termination, state, save),
+                Signal(),
+            ],
+            epochs=3,
+        )
+    assert saved == [(106, 6)]
+
+
+def test_termination_before_the_first_batch_saves_nothing(fit):
+    state = TrainingState(step=100)
+    termination = Termination()
+    termination.requested = True
+    with pytest.raises(Terminated):
+        fit([callbacks.StopOnTermination(termination, state, save=None)])
+
+
+def test_sigterm_is_raised_at_once():
+    with pytest.raises(Terminated), Termination():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_waits_while_deferred():
+    with pytest.raises(Terminated), Termination() as termination:
+        with termination.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert termination.requested
+
+
+def test_the_previous_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Termination():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_nan_stops_the_run_with_advice(fit):
+    state = TrainingState(step=100)
+    hooks = [
+        callbacks.AdvanceState(state),
+        callbacks.StopOnNonFiniteLoss(state),
+    ]
+    with pytest.raises(UserError, match="is nan after step 104.*--learning_ra"):
+        fit(hooks, labels=math.nan)
+
+
+def test_change_is_that_of_the_last_update(fit):
+    state = TrainingState()
+    config = dataclasses.replace(CONFIG, learning_rate=0.4, warmup_steps=8)
+    kernels = []
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            kernels.append(self.model.get_weights())
+
+    model = fit(
+        [
+            Keep(),
+            callbacks.AdvanceState(state),
+            callbacks.MeasureUpdate(config),
+            callbacks.RecordHistory(state),
+        ]
+    )
+    changes = [
+        (new - old).ravel()
+        for new, old in zip(model.get_weights(), kernels[-1], strict=True)
+    ]
+    expected = np.sqrt(np.mean(np.square(np.concatenate(changes))))
+    (row,) = state.history
+    assert row["change_rms"] == pytest.approx(expected, rel=1e-6)
+    assert row["learning_rate"] == pytest.approx(0.4 * 4 / 8)
+    assert "update_rms" not in row
+
+
+@pytest.mark.parametrize(("threshold", "clipped"), [(1e-3, 1.0), (1e3, 0.0)])
+def test_adafactor_shows_how_much_it_clips(fit, threshold, clipped):
+    state = TrainingState()
+    hooks = [
+        callbacks.AdvanceState(state),
+        callbacks.MeasureUpdate(CONFIG),
+        callbacks.RecordHistory(state),
+    ]
+    optimizer = keras_adafactor.Adafactor(
+        clip_threshold=threshold, record_update_rms=True
+    )
+    fit(hooks, optimizer=optimizer)
+    (row,) = state.history
+    assert row["clipped_fraction"] == clipped
+    assert 0.1 < row["update_rms"] < 10
+
+
+def test_bleu_is_scored_every_so_often_and_the_best_kept(fit):
+    state = TrainingState()
+    translator = Translator()
+    samples = callbacks.TranslateSamples(
+        state, translator, PAIRS, interval=4, every=2
+    )
+
+    class Learn(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            translator.known = [0, 2, 0, 1][epoch]
+
+    hooks = [
+        Learn(),
+        callbacks.AdvanceState(state),
+        samples,
+        callbacks.RecordHistory(state),
+    ]
+    fit(hooks, epochs=4)
+    scored = [row["step"] for row in state.history if "val_bleu" in row]
+    assert scored == [8, 16]
+    assert state.best_step == 8
+    assert state.best_bleu == state.history[1]["val_bleu"]
+    assert state.best_bleu > state.history[3]["val_bleu"]
+
+
+def test_tensorboard_gets_scalars_and_translations(fit, tmp_path):
+    state = TrainingState(step=100)
+    samples = callbacks.TranslateSamples(
+        state, Translator(), PAIRS, interval=4, every=1
+    )
+    fit(
+        [
+            callbacks.AdvanceState(state),
+            samples,
+            callbacks.RecordHistory(state),
+            callbacks.WriteTensorBoard(tmp_path, state, samples, count=1),
+        ]
+    )
+    (path,) = tmp_path.iterdir()
+    values = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            values[value.tag] = event.step, tf.make_ndarray(value.tensor)
+    assert values["loss"][0] == 104
+    np.testing.assert_allclose(values["loss"][1], state.history[0]["loss"])
+    assert values["optimizer_state_bytes"][0] == 100
+    assert "val_bleu" in values
+    text = values["translations"][1].item().decode()
+    assert "one" in text and "eins" in text and "two" not in text
+
+
+def test_progress_is_one_line_an_interval(fit, capsys):
+    state = TrainingState(step=100)
+    hooks = [
+        callbacks.AdvanceState(state),
+        callbacks.PrintProgress(state, total_steps=1_000),
+    ]
+    fit(hooks, epochs=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("step 104/1,000  loss ")
+    assert lines[0].endswith(" s")

@@ -1,0 +1,70 @@
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from examples.translation import devices
+from examples.translation.devices import choose_devices
+from examples.translation.errors import UserError
+
+BACKEND = keras.backend.backend()
+
+
+def in_a_new_process(code):
+    """Devices are chosen once a process, so each case has its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+CHOOSE = """
+from examples.translation.devices import choose_devices
+devices = choose_devices("auto", 2)
+print(devices.description, devices.replicas, sep="|")
+with devices.scope():
+    import keras
+    dense = keras.layers.Dense(1)
+    dense.build((None, 1))
+"""
+
+
+def test_virtual_devices_share_the_batch():
+    done = in_a_new_process(CHOOSE + "print(dense.kernel.value)")
+    assert done.returncode == 0, done.stderr
+    description, replicas = done.stdout.splitlines()[0].split("|")
+    assert replicas == "2"
+    if BACKEND == "tensorflow":
+        assert description.startswith("MirroredStrategy over 2 CPU devices")
+        assert "MirroredVariable" in done.stdout
+    else:
+        assert description.startswith("DataParallel over 2 cpu devices")
+
+
+def test_too_late_a_split_is_refused():
+    keras.ops.ones(())
+    with pytest.raises(UserError, match="--virtual_devices 3 came too late"):
+        choose_devices("auto", 3)
+
+
+def test_one_device_is_named_with_its_version():
+    chosen = choose_devices("default")
+    assert chosen.replicas == 1
+    assert "one " in chosen.description
+    with chosen.scope():
+        pass
+
+
+def test_a_missing_tpu_is_an_error():
+    with pytest.raises(UserError, match="TPU"):
+        choose_devices("tpu")
+
+
+def test_another_backend_is_refused(monkeypatch):
+    monkeypatch.setattr(devices.keras.backend, "backend", lambda: "torch")
+    with pytest.raises(UserError, match="tensorflow or jax. Received: torch"):
+        choose_devices()
