@@ -295,7 +295,7 @@ class Adafactor(UpdateRuleOptimizer):
             small = math.prod(shape) < MIN_SIZE_TO_QUANTIZE
             dtype = "float32" if quantized and small else self.momentum_dtype
             spec["m"] = StateSpec.like(shape, dtype)
-        if self.record_update_rms:
+        if self.record_update_rms and math.prod(shape):
             spec["u_rms"] = StateSpec((), ())
         return spec
 
@@ -318,7 +318,7 @@ class Adafactor(UpdateRuleOptimizer):
             state |= {"v": v}
 
         # Line 9: clipping, of the whole variable or of each slice.
-        if self.record_update_rms:
+        if "u_rms" in state:
             state |= {"u_rms": ops.squeeze(rms(u))}
         if self.clip_threshold is not None:
             u = clip_by_rms(u, self.clip_threshold, within)
@@ -375,7 +375,7 @@ class Adafactor(UpdateRuleOptimizer):
         return {
             path: float(ops.convert_to_numpy(slots["u_rms"]))
             for path, slots in self.slots()
-            if slots
+            if "u_rms" in slots
         }
 
     def get_config(self):

@@ -172,6 +172,9 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
+        # All that can be wrong with a choice of the user raises here, before
+        # anything is made.
+        specs = [self._specs(variable) for variable in variables]
         with backend.creation_scope(self):
             # Keras would make accumulators of the variables' dtype: in
             # bfloat16, 599 additions of 1.0 give 256.
@@ -187,18 +190,19 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                     name="skipped_updates",
                 )
             self._plans = [
-                self._plan(key, variable)
+                self._plan(key, variable, specs[key])
                 for key, variable in enumerate(variables)
             ]
             self._accumulated_gradients = [p.accumulator for p in self._plans]
 
-    def _plan(self, key, variable):
-        path = path_of(variable)
-        shape = tuple(variable.shape)
-        whole = StateSpec.like(shape)
-        specs = self.state_spec(shape, path)
+    def _specs(self, variable):
         if self._overwrite_variable_with_gradient(variable):
-            specs = {}
+            return {}
+        return self.state_spec(tuple(variable.shape), path_of(variable))
+
+    def _plan(self, key, variable, specs):
+        path = path_of(variable)
+        whole = StateSpec.like(tuple(variable.shape))
         return _Plan(
             path=path,
             key=key,
@@ -264,7 +268,22 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
 
     def apply(self, grads, trainable_variables=None):
         grads = [backend.densify(gradient) for gradient in grads]
+        if self.loss_scale_factor is not None:
+            # Unscaled in float16, a small gradient would be 0.
+            grads = [
+                None if g is None else ops.cast(g, _compute_dtype(g))
+                for g in grads
+            ]
         super().apply(grads, trainable_variables)
+
+    def _get_current_learning_rate(self):
+        # A schedule counts updates, as all else does; Keras' micro-steps.
+        if isinstance(
+            self._learning_rate,
+            keras.optimizers.schedules.LearningRateSchedule,
+        ):
+            return self._learning_rate(self.iterations)
+        return super()._get_current_learning_rate()
 
     def _backend_apply_gradients(self, grads, trainable_variables):
         # Accumulation, decay and averages belong to `update_step`, where a
@@ -312,6 +331,16 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             totals,
             finite,
         )
+        if self.use_ema:
+            given = {self._get_variable_index(v) for v in trainable_variables}
+            rest = [
+                variable
+                for i, variable in enumerate(self._trainable_variables)
+                if i not in given and self._plans[i].average is not None
+            ]
+            backend.update_variables(
+                self, self._update_average, rest, finite[:1] * len(rest)
+            )
 
     def update_step(self, gradient, variable, learning_rate):
         self._update_variable(variable, gradient, learning_rate)
@@ -350,12 +379,36 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             )
             kept = ops.where(complete, ops.zeros_like(total), total)
             if finite is not None:
-                kept = ops.where(finite, kept, plan.accumulator)
+                before = ops.convert_to_tensor(plan.accumulator)
+                kept = ops.where(finite, kept, before)
             self.assign(plan.accumulator, kept)
         for target, value in zip(targets, new, strict=True):
             self.assign(target, value)
         if self.skip_nonfinite == "variable":
             self.assign_add(self._skipped_updates, skipped)
+
+    def _update_average(self, variable, finite):
+        """Assigns the average of a variable that got no gradient."""
+        plan = self._plans[self._get_variable_index(variable)]
+        old = ops.convert_to_tensor(plan.average)
+        x = ops.convert_to_tensor(variable)
+        dtype = _compute_dtype(old)
+        steps = self.gradient_accumulation_steps or 1
+        moves = ops.equal((self._iterations + 1) % steps, 0)
+        if finite is not None:
+            moves = ops.logical_and(moves, finite)
+        average = self._averaged(
+            ops.cast(old, dtype),
+            ops.cast(x, dtype),
+            ops.cast(self.iterations, "int32") + 1,
+        )
+        average = ops.cast(average, old.dtype)
+        self.assign(plan.average, ops.where(moves, average, old))
+
+    def _averaged(self, average, x, step):
+        # The first average is the first value, as in Keras.
+        rate = ops.where(ops.equal(step, 1), 1.0, 1.0 - self.ema_momentum)
+        return ema(average, x, ops.cast(rate, x.dtype))
 
     def _updated(self, plan, gradient, old, learning_rate, finite):
         """New values of the variable, its average and its slots, as stored.
@@ -380,11 +433,13 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             g, x, self._decode(plan, slots, dtype), t, lr, plan.path
         )
         x = x - delta
+        if self.skip_nonfinite == "variable":
+            finite = _is_finite(g, state)
+            # The average goes on, of a variable that stays where it was.
+            x = ops.where(finite, x, ops.cast(old[0], dtype))
         averages = []
         if plan.average is not None:
-            # The first average is the first value, as in Keras.
-            rate = ops.where(ops.equal(step, 1), 1.0, 1.0 - self.ema_momentum)
-            average = ema(ops.cast(old[1], dtype), x, ops.cast(rate, dtype))
+            average = self._averaged(ops.cast(old[1], dtype), x, step)
             averages = [self._rounded(average, dtypes[1], step, next(keys))]
             if self.ema_overwrite_frequency:
                 overwrite = ops.equal(step % self.ema_overwrite_frequency, 0)
@@ -393,10 +448,10 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         for name, spec in plan.specs.items():
             new += spec.encode(state[name], step, next(keys))
 
-        if self.skip_nonfinite == "variable":
-            finite = _is_finite(g, state)
         if finite is None:
             return new, ops.zeros((), dtype="int32")
+        if self.skip_nonfinite == "variable":
+            old = [old[0], *new[1 : 1 + len(averages)], *slots]
         new = [ops.where(finite, n, o) for n, o in zip(new, old, strict=True)]
         return new, ops.cast(ops.logical_not(finite), "int32")
 
@@ -411,6 +466,15 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         if self.stochastic_rounding:
             return round_to(value, dtype, step, key)
         return ops.cast(value, dtype)
+
+    def finalize_variable_values(self, var_list):
+        if not self.use_ema:
+            return
+        for variable in var_list:
+            average = self._plans[self._get_variable_index(variable)].average
+            if average is not None:
+                # A copy: JAX refuses to donate one buffer as two variables.
+                variable.assign(ops.copy(ops.convert_to_tensor(average)))
 
     # Weight decay.
 
@@ -572,8 +636,13 @@ def _is_finite(g, state):
     """Whether the new state can be trusted.
 
     Entries smaller than the gradient have seen all of it: to look at them
-    costs no pass over memory.
+    costs no pass over memory. Scalars are no witness: the RMS of an update is
+    0 where the second moment is infinite.
     """
-    entries = [entry for entry in state.values() if entry.shape != g.shape]
+    entries = [
+        entry
+        for entry in state.values()
+        if entry.shape != g.shape and len(entry.shape) > 0
+    ]
     entries = entries or list(state.values()) or [g]
     return ops.all(ops.stack([ops.all(ops.isfinite(e)) for e in entries]))

@@ -4,20 +4,30 @@ from keras import ops
 
 
 def ema(average, value, rate):
-    """`average + rate * (value - average)`.
+    """`(1 - rate) * average + rate * value`, without cancellation.
 
     Exponential moving average written with `rate = 1 - beta`, because `beta`
-    itself rounds to 1 in float32 long before `rate` loses a digit.
+    rounds to 1 in float32 long before `rate` loses a digit. The difference is
+    added to whichever end is nearer: a rate of 1 gives `value` exactly,
+    whatever the average was, and a tiny rate does not drift.
 
     Args:
         average: Tensor, the average so far.
         value: Tensor of the same shape, the new value.
-        rate: Scalar in (0, 1], the weight of the new value.
+        rate: Float or scalar tensor in (0, 1], the weight of the new value.
 
     Returns:
-        Tensor of the same shape. With `rate = 1` from `average = 0`, `value`.
+        Tensor of the same shape.
     """
-    return average + rate * (value - average)
+    if isinstance(rate, float):
+        if rate < 0.5:
+            return average + rate * (value - average)
+        return value + (1.0 - rate) * (average - value)
+    return ops.where(
+        rate < 0.5,
+        average + rate * (value - average),
+        value + (1.0 - rate) * (average - value),
+    )
 
 
 def power_decay_rate(t, exponent):

@@ -1,0 +1,85 @@
+"""Runs an optimizer over given gradients, the ways that a user would."""
+
+import keras
+import numpy as np
+from keras import ops
+
+BACKEND = keras.backend.backend()
+# PyTorch has no compiled step in Keras.
+MODES = {
+    "tensorflow": ("eager", "graph", "xla"),
+    "jax": ("eager", "jit"),
+    "torch": ("eager",),
+}[BACKEND]
+
+
+def problem(shape, steps=20, seed=0, scale=1.0):
+    """A starting point and gradients over six decades, as float32."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape).astype("float32")
+    decades = 10.0 ** rng.uniform(-3, 3, size=(steps, *shape))
+    gradients = scale * rng.normal(size=(steps, *shape)) * decades
+    return x, gradients.astype("float32")
+
+
+def make_step(optimizer, variables, mode):
+    """A function that takes a list of gradients and applies them."""
+    if mode == "eager":
+        return lambda gradients: optimizer.apply(gradients, variables)
+    optimizer.build(variables)
+    if mode in ("graph", "xla"):
+        import tensorflow as tf  # noqa: PLC0415
+
+        return tf.function(
+            lambda gradients: optimizer.apply(gradients),
+            jit_compile=mode == "xla",
+        )
+    import jax  # noqa: PLC0415
+
+    stateless = jax.jit(optimizer.stateless_apply)
+
+    def step(gradients):
+        new, state = stateless(
+            [v.value for v in optimizer.variables],
+            gradients,
+            [v.value for v in variables],
+        )
+        for variable, value in zip(
+            [*variables, *optimizer.variables], [*new, *state], strict=True
+        ):
+            variable.assign(value)
+
+    return step
+
+
+def run(optimizer, starts, gradients, mode="eager", dtype="float32"):
+    """Takes a step for every row of gradients.
+
+    Args:
+        optimizer: Optimizer.
+        starts: List of arrays, the variables' initial values.
+        gradients: List of lists of arrays, one a step.
+        mode: One of `MODES`.
+        dtype: Dtype of the variables.
+
+    Returns:
+        Variables after the last step.
+    """
+    variables = [
+        keras.Variable(start, dtype=dtype, name=f"w{i}")
+        for i, start in enumerate(starts)
+    ]
+    step = make_step(optimizer, variables, mode)
+    for row in gradients:
+        step([ops.convert_to_tensor(g, dtype=dtype) for g in row])
+    return variables
+
+
+def values(variables):
+    """numpy arrays, low precision as float32."""
+    return [
+        ops.convert_to_numpy(
+            ops.cast(v, "float32") if "float" in str(v.dtype) else v
+        )
+        for v in variables
+    ]

@@ -1,0 +1,248 @@
+"""What every optimizer of the package promises, on every backend."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from tests import harness
+from tests.optimizers import SHAPES
+from tests.optimizers import TABLE
+
+rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+modes = pytest.mark.parametrize("mode", harness.MODES)
+
+
+def dense_problems(**kwargs):
+    problems = [
+        harness.problem(shape, seed=i, **kwargs)
+        for i, shape in enumerate(SHAPES)
+    ]
+    starts = [x for x, _ in problems]
+    return starts, list(zip(*(g for _, g in problems), strict=True))
+
+
+@modes
+@rows
+def test_equals_the_oracle_over_20_steps(row, mode):
+    starts, gradients = dense_problems()
+    variables = harness.run(row.optimizer(), starts, gradients, mode)
+    for i, (shape, got) in enumerate(
+        zip(SHAPES, harness.values(variables), strict=True)
+    ):
+        oracle = row.oracle(starts[i], shape)
+        for step in gradients:
+            expected = oracle.step(step[i])
+        difference = np.abs(got - expected).max()
+        assert difference <= row.tolerance, (shape, difference)
+
+
+@rows
+def test_slots_have_exact_names_shapes_dtypes_and_order(row):
+    optimizer = row.optimizer()
+    variables = [keras.Variable(np.zeros(shape), name="w") for shape in SHAPES]
+    optimizer.build(variables)
+    for shape, (path, slots) in zip(SHAPES, optimizer.slots(), strict=True):
+        assert path == "w"
+        assert [
+            (name, tuple(slot.shape), slot.dtype)
+            for name, slot in slots.items()
+        ] == row.slots(shape)
+
+
+@rows
+def test_config_round_trip_gives_the_same_optimizer(row):
+    optimizer = row.optimizer()
+    again = type(optimizer).from_config(optimizer.get_config())
+    assert again.get_config() == optimizer.get_config()
+    restored = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(optimizer)
+    )
+    assert type(restored) is type(optimizer)
+    assert restored.get_config() == optimizer.get_config()
+
+
+@rows
+def test_state_stays_float32_for_low_precision_weights(row):
+    for dtype in ("bfloat16", "float16"):
+        optimizer = row.optimizer()
+        starts, gradients = dense_problems(steps=3, scale=1e-3)
+        variables = harness.run(
+            optimizer, starts, gradients, harness.MODES[-1], dtype
+        )
+        assert all(v.dtype == dtype for v in variables)
+        for _, slots in optimizer.slots():
+            assert {slot.dtype for slot in slots.values()} == {"float32"}
+            assert all(
+                np.isfinite(v).all() for v in harness.values(slots.values())
+            )
+        assert all(np.isfinite(v).all() for v in harness.values(variables))
+
+
+@rows
+def test_low_precision_weights_follow_the_oracle_within_their_rounding(row):
+    # 20 unbiased roundings, each within one unit in the last place.
+    for dtype, unit in (("bfloat16", 2.0**-7), ("float16", 2.0**-10)):
+        starts, gradients = dense_problems(scale=1e-2)
+        starts = [
+            np.array(ops.cast(ops.cast(x, dtype), "float32")) for x in starts
+        ]
+        gradients = [
+            [np.array(ops.cast(ops.cast(g, dtype), "float32")) for g in step]
+            for step in gradients
+        ]
+        variables = harness.run(
+            row.optimizer(), starts, gradients, harness.MODES[-1], dtype
+        )
+        for i, got in enumerate(harness.values(variables)):
+            oracle = row.oracle(starts[i], SHAPES[i])
+            for step in gradients:
+                expected = oracle.step(step[i])
+            error = np.abs(got - expected) / np.maximum(np.abs(starts[i]), 0.1)
+            assert error.max() <= 20 * unit
+            assert error.mean() <= 3 * unit
+
+
+@rows
+def test_zero_tiny_and_huge_gradients_equal_the_oracle(row):
+    starts, gradients = dense_problems(steps=8)
+    magnitudes = [0.0, 1e-30, 0.0, 1e-18, 1e-3, 1e18, 1e18, 1e-18]
+    gradients = [
+        [np.sign(g) * magnitude for g in step]
+        for step, magnitude in zip(gradients, magnitudes, strict=True)
+    ]
+    optimizer = row.optimizer()
+    variables = harness.run(optimizer, starts, gradients, harness.MODES[-1])
+    for i, got in enumerate(harness.values(variables)):
+        oracle = row.oracle(starts[i], SHAPES[i])
+        for step in gradients:
+            expected = oracle.step(step[i].astype("float32"))
+        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
+    assert int(optimizer.skipped_updates) == 0
+
+
+def poisoned(gradients, shapes, poison):
+    """Copies of the gradients, with one element replaced in some."""
+    copies = [np.array(gradient) for gradient in gradients]
+    for shape in shapes:
+        copies[SHAPES.index(shape)][(0,) * len(shape)] = poison
+    return copies
+
+
+@rows
+def test_a_poisoned_gradient_skips_its_variable_alone(row):
+    starts, gradients = dense_problems(steps=5)
+    optimizer = row.optimizer()
+    variables = [keras.Variable(x, name="w") for x in starts]
+    step = harness.make_step(optimizer, variables, harness.MODES[-1])
+    step([ops.convert_to_tensor(g) for g in gradients[0]])
+    hit = ((), (40, 3))
+    # The last is finite, its square is not.
+    for count, poison in enumerate([np.nan, np.inf, -np.inf, 1e30], start=1):
+        weights = harness.values(variables)
+        slots = [harness.values(s.values()) for _, s in optimizer.slots()]
+        bad = poisoned(gradients[count], hit, poison)
+        step([ops.convert_to_tensor(g) for g in bad])
+        for i, shape in enumerate(SHAPES):
+            now = harness.values(optimizer.slots()[i][1].values())
+            kept = [
+                np.array_equal(a, b) for a, b in zip(now, slots[i], strict=True)
+            ] + [np.array_equal(harness.values(variables)[i], weights[i])]
+            assert all(kept) if shape in hit else not any(kept)
+        assert int(optimizer.skipped_updates) == 2 * count
+        assert int(optimizer.iterations) == 1 + count
+
+
+@rows
+def test_a_poisoned_gradient_can_skip_the_whole_step(row):
+    starts, gradients = dense_problems(steps=3)
+    mode = harness.MODES[-1]
+    reference = row.optimizer()
+    expected = harness.run(reference, starts, gradients, mode)
+    optimizer = row.optimizer(skip_nonfinite="step")
+    steps = [
+        gradients[0],
+        poisoned(gradients[1], [(7,)], np.nan),
+        gradients[1],
+        poisoned(gradients[1], [(40, 3)], -np.inf),
+        gradients[2],
+    ]
+    variables = harness.run(optimizer, starts, steps, mode)
+    assert int(optimizer.skipped_updates) == 2
+    assert int(optimizer.iterations) == 3
+    for got, wanted in zip(
+        harness.values([*variables, *_slots(optimizer)]),
+        harness.values([*expected, *_slots(reference)]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def _slots(optimizer):
+    return [slot for _, s in optimizer.slots() for slot in s.values()]
+
+
+@rows
+def test_still_moves_and_still_listens_at_a_million_steps(row):
+    optimizer = row.optimizer()
+    x, gradients = harness.problem((3, 40), steps=3)
+    variable = keras.Variable(x, name="w")
+    optimizer.build([variable])
+    optimizer.apply([ops.convert_to_tensor(gradients[0])])
+    optimizer._iterations.assign(1_000_000)
+    before = harness.values([variable, *_slots(optimizer)])
+    optimizer.apply([ops.convert_to_tensor(gradients[1])])
+    after = harness.values([variable, *_slots(optimizer)])
+    for old, new in zip(before, after, strict=True):
+        assert np.isfinite(new).all()
+        assert not np.array_equal(old, new)
+
+
+@rows
+def test_compiled_steps_equal_eager_steps(row):
+    starts, gradients = dense_problems(steps=5)
+    eager, *compiled = [
+        harness.values(harness.run(row.optimizer(), starts, gradients, mode))
+        for mode in harness.MODES
+    ]
+    for other in compiled:
+        for a, b in zip(eager, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@rows
+def test_is_traced_once(row):
+    if harness.BACKEND == "torch":
+        pytest.skip("nothing is traced on PyTorch")
+    traces = []
+
+    class Counting(row.make):
+        def update_rule(self, *args):
+            traces.append(args[-1])
+            return super().update_rule(*args)
+
+    optimizer = Counting(**row.arguments)
+    starts, gradients = dense_problems(steps=4)
+    harness.run(optimizer, starts, gradients, harness.MODES[-1])
+    assert len(traces) == len(SHAPES)
+
+
+@rows
+def test_update_rule_keeps_its_keys_and_shapes(row):
+    optimizer = row.optimizer()
+    for shape in SHAPES:
+        x, (g,) = harness.problem(shape, steps=1)
+        spec = optimizer.state_spec(shape, "w")
+        state = {k: ops.zeros(s.shape) for k, s in spec.items()}
+        delta, new = optimizer.update_rule(
+            *map(ops.convert_to_tensor, (g, x)),
+            state,
+            ops.convert_to_tensor(1.0),
+            ops.convert_to_tensor(0.01),
+            "w",
+        )
+        assert tuple(delta.shape) == shape
+        assert list(new) == list(state)
+        assert [tuple(v.shape) for v in new.values()] == [
+            s.shape for s in spec.values()
+        ]
