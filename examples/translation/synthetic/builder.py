@@ -16,7 +16,14 @@ from examples.translation.synthetic import grammar
 
 
 class SyntheticTranslate(tfds.core.GeneratorBasedBuilder):
-    """English-German sentences written by a grammar; nothing is downloaded."""
+    """English-German sentences written by a grammar; nothing is downloaded.
+
+    Args:
+        train_size: pairs in the training split, `grammar.SIZES["train"]` if
+            None. A smaller split is a prefix of a larger one. Builders that
+            differ in it need different data directories.
+        **kwargs: of `tfds.core.GeneratorBasedBuilder`, such as `data_dir`.
+    """
 
     VERSION = tfds.core.Version(grammar.VERSION)
     BUILDER_CONFIGS = [
@@ -25,6 +32,12 @@ class SyntheticTranslate(tfds.core.GeneratorBasedBuilder):
             description="Synthetic German-English sentence pairs.",
         )
     ]
+
+    def __init__(self, *, train_size: int | None = None, **kwargs):
+        self._sizes = dict(grammar.SIZES)
+        if train_size is not None:
+            self._sizes["train"] = train_size
+        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -44,11 +57,12 @@ class SyntheticTranslate(tfds.core.GeneratorBasedBuilder):
     ) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
         del dl_manager  # Nothing to download.
         return {
-            split: self._generate_examples(split) for split in grammar.SPLITS
+            split: self._generate_examples(split, size)
+            for split, size in self._sizes.items()
         }
 
     def _generate_examples(
-        self, split: str
+        self, split: str, size: int
     ) -> Iterator[tuple[int, dict[str, str]]]:
-        for key, (english, german) in enumerate(grammar.generate(split)):
+        for key, (english, german) in enumerate(grammar.generate(split, size)):
             yield key, {"en": english, "de": german}
