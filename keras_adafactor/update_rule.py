@@ -338,9 +338,10 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 for i, variable in enumerate(self._trainable_variables)
                 if i not in given and self._plans[i].average is not None
             ]
-            backend.update_variables(
-                self, self._update_average, rest, finite[:1] * len(rest)
-            )
+            if rest:
+                backend.update_variables(
+                    self, self._update_average, rest, finite[:1] * len(rest)
+                )
 
     def update_step(self, gradient, variable, learning_rate):
         self._update_variable(variable, gradient, learning_rate)
@@ -435,10 +436,11 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         x = x - delta
         if self.skip_nonfinite == "variable":
             finite = _is_finite(g, state)
-            # The average goes on, of a variable that stays where it was.
-            x = ops.where(finite, x, ops.cast(old[0], dtype))
         averages = []
         if plan.average is not None:
+            if self.skip_nonfinite == "variable":
+                # The average goes on, of a variable that stays where it was.
+                x = ops.where(finite, x, ops.cast(old[0], dtype))
             average = self._averaged(ops.cast(old[1], dtype), x, step)
             averages = [self._rounded(average, dtypes[1], step, next(keys))]
             if self.ema_overwrite_frequency:
