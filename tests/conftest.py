@@ -1,0 +1,106 @@
+"""The same seeds in every test, and tests that need several devices.
+
+Devices are made before a backend starts, and a process that has several is
+not what the other tests are about: tests marked
+`@pytest.mark.virtual_devices` run in one child process per file, and are
+reported here one by one.
+"""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+
+import keras
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+VIRTUAL_DEVICES = 8
+IN_CHILD = "KERAS_ADAFACTOR_VIRTUAL_DEVICES"
+
+if IN_CHILD in os.environ:
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * VIRTUAL_DEVICES,
+        )
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES)
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def run_python():
+    """Runs a program in a fresh process, and returns what it printed."""
+
+    def run(program, *arguments):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        f"virtual_devices: runs where the CPU is {VIRTUAL_DEVICES} devices",
+    )
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    if IN_CHILD in os.environ or not pyfuncitem.get_closest_marker(
+        "virtual_devices"
+    ):
+        return None
+    same_file = (
+        item.nodeid
+        for item in pyfuncitem.session.items
+        if item.path == pyfuncitem.path
+    )
+    outcomes, output = _run_in_child(tuple(same_file))
+    outcome = outcomes.get(pyfuncitem.name)
+    if outcome is None:
+        pytest.fail(f"The child process broke off.\n{output}", pytrace=False)
+    for kind in outcome:
+        if kind.tag == "skipped":
+            pytest.skip(kind.get("message"))
+        if kind.tag in ("failure", "error"):
+            pytest.fail(kind.text, pytrace=False)
+    return True
+
+
+@functools.cache
+def _run_in_child(nodeids):
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder, "report.xml")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", f"--junitxml={report}", *nodeids],
+            cwd=ROOT,
+            env=os.environ | {IN_CHILD: "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if not report.exists():
+            return {}, done.stdout
+        cases = xml.etree.ElementTree.parse(report).iter("testcase")
+        return {case.get("name"): case for case in cases}, done.stdout
