@@ -1,0 +1,139 @@
+"""Memory is the claim, so memory is asserted: exact bytes of state."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import keras_adafactor
+from keras_adafactor import Adafactor
+from tests import harness
+from tests.optimizers import SHAPES
+from tests.optimizers import TABLE
+
+
+class Shape:
+    """A variable of which only shape and path are asked."""
+
+    def __init__(self, *shape, path="w"):
+        self.shape = shape
+        self.path = path
+
+
+def state_bytes(optimizer, *shape):
+    return keras_adafactor.state_report(optimizer, [Shape(*shape)]).total_bytes
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((4096, 4096), 32_768),
+        ((1024, 16, 64), 8_192),
+        ((3, 3, 512, 512), 20_480),
+        ((16, 64, 1024), 8_192),
+        ((32_000, 1024), 132_096),
+        ((1024,), 4_096),
+        ((), 4),
+        ((0,), 0),
+        ((5, 0), 0),
+        ((2, 3, 4, 5, 6), 4 * (24 + 30)),
+    ],
+)
+def test_adafactor_state_is_exact(shape, expected):
+    assert state_bytes(Adafactor(), *shape) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bytes_a_parameter"),
+    [("float32", 4.0), ("bfloat16", 2.0), ("int8", 1.0)],
+)
+@pytest.mark.parametrize(
+    "shape", [(4096, 4096), (1024, 16, 64), (3, 3, 512, 512), (1000, 3000)]
+)
+def test_momentum_costs_its_dtype_and_under_two_percent(
+    shape, dtype, bytes_a_parameter
+):
+    momentum = state_bytes(
+        Adafactor(beta_1=0.9, momentum_dtype=dtype), *shape
+    ) - state_bytes(Adafactor(), *shape)
+    codes = bytes_a_parameter * math.prod(shape)
+    assert codes <= momentum <= codes * (1.02 if dtype == "int8" else 1)
+
+
+def transformer_big(vocabulary=32_000, d=1024, ff=4096, heads=16, layers=6):
+    """Shapes of Vaswani et al.'s big model, with its embeddings tied."""
+    attention = [(d, heads, d // heads), (heads, d // heads)] * 3 + [
+        (heads, d // heads, d),
+        (d,),
+    ]
+    feed_forward = [(d, ff), (ff,), (ff, d), (d,)]
+    norm = [(d,), (d,)]
+    encoder = attention + feed_forward + 2 * norm
+    decoder = 2 * attention + feed_forward + 3 * norm
+    return [(vocabulary, d)] + layers * (encoder + decoder) + 2 * norm
+
+
+def test_transformer_big_needs_a_hundredth_of_a_byte_a_parameter():
+    variables = [Shape(*shape) for shape in transformer_big()]
+    report = keras_adafactor.state_report(Adafactor(), variables)
+    assert report.parameters == pytest.approx(209e6, rel=0.01)
+    assert report.bytes_per_parameter <= 0.01
+    assert report.adam_bytes == 8 * report.parameters
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_report_before_the_first_step_is_what_is_allocated(row):
+    optimizer = row.optimizer()
+    variables = [keras.Variable(np.zeros(s), name="w") for s in SHAPES]
+    report = keras_adafactor.state_report(optimizer, variables)
+    optimizer.build(variables)
+    allocated = sum(
+        array.nbytes
+        for _, slots in optimizer.slots()
+        for array in harness.values(slots.values())
+    )
+    assert report.total_bytes == allocated
+    assert keras_adafactor.state_report(optimizer).rows == report.rows
+    # Nothing else is kept: a counter, a learning rate, a count of skips.
+    assert len(optimizer.variables) == 3 + sum(
+        len(slots) for _, slots in optimizer.slots()
+    )
+
+
+def dense_model():
+    return keras.Sequential(
+        [keras.Input((256,)), keras.layers.Dense(64, name="dense")]
+    )
+
+
+def test_report_of_a_model_is_a_table_and_data():
+    model = dense_model()
+    model.compile(Adafactor(), "mse")
+    assert not model.optimizer.built
+    report = keras_adafactor.state_report(model)
+    assert not model.optimizer.built
+    text = str(report)
+    for word in ("dense/kernel", "(256, 64)", "256 x 64", "v_row", "1,280"):
+        assert word in text
+    assert "1,536 bytes of state for 16,448 parameters" in text
+    assert "Adam: 131,584" in text
+    data = report.as_dict()
+    assert data["total_bytes"] == 1536
+    assert data["variables"][0]["slots"]["v_row"] == {
+        "shape": [256],
+        "dtype": "float32",
+    }
+
+
+def test_report_finds_the_optimizer_inside_a_loss_scale_optimizer():
+    model = dense_model()
+    model.compile(keras.optimizers.LossScaleOptimizer(Adafactor()), "mse")
+    assert keras_adafactor.state_report(model).total_bytes == 1536
+
+
+def test_report_refuses_what_it_cannot_know():
+    with pytest.raises(ValueError, match="must be an optimizer of keras_ada"):
+        keras_adafactor.state_report(keras.optimizers.Adam())
+    with pytest.raises(ValueError, match="Argument `variables` must be given"):
+        keras_adafactor.state_report(Adafactor())
