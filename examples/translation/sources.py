@@ -350,10 +350,10 @@ def _synthetic_corpus(data_dir, direction, train_size):
         )
     root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     # Named by content: another grammar or size never reads this one's files.
-    content = fingerprint(grammar.fingerprint(), train_size)
+    sizes = grammar.SIZES | {"train": train_size or grammar.SIZES["train"]}
+    content = fingerprint(grammar.fingerprint(), sizes)
     builder = SyntheticTranslate(
-        data_dir=root / "cache" / f"synthetic-{content}",
-        train_size=train_size,
+        data_dir=root / "cache" / f"synthetic-{content}", train_size=train_size
     )
     _check_direction(builder, direction)
     if not is_prepared(builder):

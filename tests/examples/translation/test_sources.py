@@ -7,6 +7,7 @@ import tensorflow_datasets as tfds
 from examples.translation import sources
 from examples.translation.errors import UserError
 from examples.translation.sources import load_corpus
+from examples.translation.synthetic import grammar
 from tests.examples.translation.wmt14_files import prepare_wmt14
 
 TRAIN = [(f"train sentence {i}", f"Trainingssatz {i}") for i in range(30)]
@@ -37,6 +38,13 @@ def wmt14(tmp_path, monkeypatch):
         test=TEST,
     )
     return data_dir
+
+
+@pytest.fixture
+def small_grammar(monkeypatch):
+    """Ten sentences a split: the long ones take the grammar seconds."""
+    sizes = dict.fromkeys(grammar.SPLITS, 10)
+    monkeypatch.setattr(grammar, "SIZES", sizes)
 
 
 @pytest.fixture
@@ -159,7 +167,7 @@ def test_max_train_examples_keeps_the_first_pairs_of_training(wmt14):
 
 
 def test_synthetic_corpus_is_prepared_once_and_named_synthetic(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, small_grammar
 ):
     arguments = {"data_dir": str(tmp_path), "synthetic_train_size": 200}
     corpus = load_corpus("synthetic", **arguments)
@@ -173,7 +181,9 @@ def test_synthetic_corpus_is_prepared_once_and_named_synthetic(
         "test_long",
     )
     pairs = list(corpus.read("train"))
-    assert corpus.size("train") == len(set(pairs)) == 200
+    assert sorted(pairs) == sorted(grammar.generate("train", 200))
+    assert corpus.size("train") == 200
+    assert corpus.size("test_long") == len(list(corpus.read("test_long"))) == 10
     assert len(list((tmp_path / "cache").rglob("dataset_info.json"))) == 1
 
     def refuse(self, *args, **kwargs):
@@ -189,7 +199,7 @@ def test_synthetic_corpus_is_prepared_once_and_named_synthetic(
     assert [pair[::-1] for pair in back.read("train")] == pairs
 
 
-def test_synthetic_sizes_do_not_read_each_others_files(tmp_path):
+def test_synthetic_sizes_do_not_read_each_others_files(tmp_path, small_grammar):
     sizes = [
         load_corpus(
             "synthetic", data_dir=str(tmp_path), synthetic_train_size=size
@@ -198,6 +208,16 @@ def test_synthetic_sizes_do_not_read_each_others_files(tmp_path):
     ]
     assert [corpus.size("train") for corpus in sizes] == [20, 30]
     assert sizes[0].fingerprint != sizes[1].fingerprint
+
+
+def test_another_grammar_is_another_corpus(
+    tmp_path, monkeypatch, small_grammar
+):
+    first = load_corpus("synthetic", data_dir=str(tmp_path))
+    monkeypatch.setattr(grammar, "fingerprint", lambda: "another")
+    second = load_corpus("synthetic", data_dir=str(tmp_path))
+    assert first.fingerprint != second.fingerprint
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_synthetic_corpus_that_cannot_be_written_names_the_flag(tmp_path):
@@ -218,7 +238,7 @@ def test_auto_takes_tfds_where_it_is_prepared(wmt14, capsys):
 
 
 def test_auto_says_in_a_line_that_it_took_the_synthetic_corpus(
-    tmp_path, capsys
+    tmp_path, capsys, small_grammar
 ):
     corpus = load_corpus(
         "auto", data_dir=str(tmp_path), synthetic_train_size=20
