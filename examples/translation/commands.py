@@ -24,8 +24,9 @@ def translate(config, overrides, sentences):
         sentences: List of strings.
     """
     run = load_run(existing_run_directory(config), overrides)
+    sentences = sentences or sys.stdin.read().splitlines()
     if not sentences:
-        sentences = sys.stdin.read().splitlines()
+        return
     translator = build_translator(*run, most_sentences=len(sentences))
     for translation in translator.translate(sentences):
         print(translation)
@@ -64,8 +65,7 @@ def export(config, overrides):
         path,
         beam_size=config.beam_size,
         length_penalty=config.length_penalty,
-        max_decode_length=config.max_decode_length
-        or config.max_length + 50,
+        max_decode_length=config.max_decode_length or config.max_length + 50,
     )
     print(path)
 

@@ -63,11 +63,10 @@ def _tensorflow(strategy, virtual_devices):
     version = f"TensorFlow {tf.__version__}"
     if virtual_devices > 1:
         (cpu, *_) = tf.config.list_physical_devices("CPU")
+        split = [tf.config.LogicalDeviceConfiguration()] * virtual_devices
         try:
-            tf.config.set_logical_device_configuration(
-                cpu,
-                [tf.config.LogicalDeviceConfiguration()] * virtual_devices,
-            )
+            if tf.config.get_logical_device_configuration(cpu) != split:
+                tf.config.set_logical_device_configuration(cpu, split)
         except RuntimeError as error:
             raise _too_late(virtual_devices) from error
     elif strategy == "tpu" or (strategy == "auto" and _tpu_is_attached()):
@@ -114,7 +113,8 @@ def _jax(strategy, virtual_devices):
     tf.config.set_visible_devices([], "GPU")
     if virtual_devices > 1:
         try:
-            jax.config.update("jax_num_cpu_devices", virtual_devices)
+            if jax.config.jax_num_cpu_devices != virtual_devices:
+                jax.config.update("jax_num_cpu_devices", virtual_devices)
         except RuntimeError as error:
             raise _too_late(virtual_devices) from error
     platform = jax.default_backend()

@@ -88,6 +88,7 @@ def load_run(run_dir, overrides):
     config = dataclasses.replace(saved, **overrides)
     _refuse(config.conflicts(saved), run_dir)
     tokenizer = Tokenizer.load(run_dir / "tokenizer.model")
+    start_naming()
     if (run_dir / "model.keras").exists():
         model = keras.models.load_model(run_dir / "model.keras", compile=False)
     else:
@@ -99,6 +100,16 @@ def load_run(run_dir, overrides):
         model = build_run_model(config, tokenizer)
         checkpoints.load_weights(model, checkpoints.steps()[-1:])
     return config, tokenizer, model
+
+
+def start_naming():
+    """Makes the names of variables those of a new process.
+
+    They say what is what in a checkpoint, and Keras numbers them by what the
+    process has created before. To be called before anything else of Keras: it
+    forgets the distribution as well.
+    """
+    keras.utils.clear_session()
 
 
 def build_run_model(config, tokenizer):

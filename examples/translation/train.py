@@ -30,6 +30,7 @@ from examples.translation.runs import check_same_run
 from examples.translation.runs import locked
 from examples.translation.runs import open_corpus
 from examples.translation.runs import run_directory
+from examples.translation.runs import start_naming
 from examples.translation.sources import notice
 from examples.translation.termination import Termination
 from examples.translation.tokenizer import train_tokenizer
@@ -50,6 +51,7 @@ def train(config, termination=None):
         Terminated: SIGTERM came. The same call continues the run.
         UserError: The run cannot be done, or is not the one in `run_dir`.
     """
+    start_naming()
     devices = choose_devices(config.strategy, config.virtual_devices)
     corpus = open_corpus(config)
     run_dir = run_directory(config, corpus.kind)
@@ -77,12 +79,12 @@ def train(config, termination=None):
         print(f"devices: {devices.description}")
         print(f"optimizer: {describe_optimizer(config)}")
         print(config.to_json(), flush=True)
-        job = _Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
+        job = Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
         job.fit(termination or Termination())
         return job.finish()
 
 
-class _Job:
+class Job:
     """Model, optimizer and data of a run, ready to train and evaluate."""
 
     def __init__(
@@ -106,9 +108,6 @@ class _Job:
             seed=config.seed,
             multiple_of=devices.replicas,
         )
-        # Names and seeds of everything created below follow from the
-        # configuration alone, however often this process has run the job.
-        keras.utils.clear_session()
         keras.utils.set_random_seed(config.seed)
         with devices.scope():
             self.model = build_run_model(config, tokenizer)
@@ -124,7 +123,7 @@ class _Job:
                     ),
                     callbacks.TokenCount(name="tokens"),
                 ],
-                jit_compile=_jit_compile(config, devices),
+                jit_compile=choose_jit_compile(config, devices),
                 steps_per_execution=config.steps_per_execution,
             )
             # compile wraps it for float16; the state is that of the wrapper.
@@ -308,7 +307,7 @@ def _round_up(number, multiple_of):
     return -(-number // multiple_of) * multiple_of
 
 
-def _jit_compile(config, devices):
+def choose_jit_compile(config, devices):
     """Whether XLA compiles the step, for `compile`.
 
     Under a strategy Keras must not ask for it: TPUStrategy compiles anyway,

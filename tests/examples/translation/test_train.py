@@ -1,0 +1,261 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from examples.translation import runs
+from examples.translation import train as job
+from examples.translation.checkpoint import ARRAYS
+from examples.translation.checkpoint import STATE
+from examples.translation.devices import Devices
+from examples.translation.errors import UserError
+from examples.translation.train import train
+
+BACKEND = keras.backend.backend()
+TIMES = ("seconds", "tokens_per_second")
+
+
+def checkpoint(run_dir, step=20):
+    """All bits of a checkpoint, and its history without the times."""
+    path = pathlib.Path(run_dir) / "checkpoints" / f"step-{step:08d}"
+    with np.load(path / ARRAYS) as arrays:
+        values = {name: arrays[name].tobytes() for name in arrays.files}
+    description = json.loads((path / STATE).read_text())
+    history = [
+        {name: value for name, value in row.items() if name not in TIMES}
+        for row in description["training"]["history"]
+    ]
+    return values, description["variables"], history
+
+
+def start(config, log):
+    """Starts the command line of a configuration in a process of its own."""
+    command = [sys.executable, "-m", "examples.translation", "train"]
+    changed = {
+        name: value
+        for name, value in json.loads(config.to_json()).items()
+        if value is not None and name != "tokens_per_batch"
+    }
+    for name, value in changed.items():
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        command.append(f"--{name}={value}")
+    return subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, env=os.environ
+    )
+
+
+def wait_for(path, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "the run ended early"
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.01)
+
+
+def test_a_run_leaves_what_its_user_needs(finished_run):
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    assert "synthetic" in metrics["data"]
+    assert metrics["steps"] == 20
+    assert metrics["config"]["optimizer"] == "adafactor"
+    assert metrics["optimizer_state_bytes"] < 0.1 * metrics["adam_state_bytes"]
+    assert set(metrics["scores"]) == {"final", "avg4"}
+    assert metrics["saved_weights"] in metrics["scores"]
+    for splits in metrics["scores"].values():
+        assert list(splits) == ["test", "test_compositional", "test_long"]
+        for score in splits.values():
+            assert score["sentences"] == 4
+            assert 0 <= score["bleu"] <= 100
+            assert "version" in score["bleu_signature"]
+    for name in (
+        "config.json",
+        "tokenizer.model",
+        "history.csv",
+        "loss.png",
+        "model.keras",
+        "tensorboard",
+    ):
+        assert (finished_run / name).exists(), name
+
+
+def test_a_run_learns(finished_run):
+    _, _, history = checkpoint(finished_run)
+    assert [row["step"] for row in history] == [5, 10, 15, 20]
+    losses = [row["loss"] for row in history]
+    assert losses == sorted(losses, reverse=True)
+    assert history[-1]["val_loss"] < losses[0] - 0.3
+    assert ["val_bleu" in row for row in history] == [False, True] * 2
+
+
+def test_a_continued_run_equals_an_uninterrupted_one(
+    finished_run, small_config, tmp_path
+):
+    train(small_config(steps=10))
+    train(small_config(steps=20))
+    assert checkpoint(tmp_path) == checkpoint(finished_run)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optimizer": "adam", "gradient_accumulation_steps": 3},
+        {"mixed_precision": "float16", "batching": "pack"},
+    ],
+    ids=["adam_accumulating", "adafactor_float16_packed"],
+)
+def test_every_kind_of_state_continues(small_config, tmp_path, overrides):
+    """A run cut at step 4, in the middle of an accumulation."""
+    overrides |= {"checkpoint_every": 4, "bleu_every": 0}
+    for name, stops in (("straight", [8]), ("cut", [4, 8])):
+        for steps in stops:
+            config = small_config(
+                steps=steps, run_dir=str(tmp_path / name), **overrides
+            )
+            fit_only(config)
+    straight, cut = (
+        checkpoint(tmp_path / name, step=8) for name in ("straight", "cut")
+    )
+    assert straight == cut
+
+
+def fit_only(config):
+    """Trains without the evaluation at the end, which takes its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job.Job, "finish", lambda self: None)
+        train(config)
+
+
+def test_a_killed_run_continues_bit_for_bit(
+    finished_run, small_config, tmp_path
+):
+    config = small_config()
+    with open(tmp_path / "log", "w") as log:
+        process = start(config, log)
+        try:
+            wait_for(tmp_path / "checkpoints" / "step-00000010", process)
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+    fit_only(config)
+    assert checkpoint(tmp_path) == checkpoint(finished_run)
+
+
+def test_sigterm_saves_at_once_and_exits_0(
+    finished_run, small_config, tmp_path
+):
+    config = small_config()
+    with open(tmp_path / "log", "w") as log:
+        process = start(config, log)
+        try:
+            wait_for(tmp_path / "checkpoints" / "step-00000005", process)
+            process.terminate()
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
+    output = (tmp_path / "log").read_text()
+    assert "Stopped by SIGTERM. The same command continues" in output
+    assert "Traceback" not in output
+    fit_only(config)
+    values, variables, _ = checkpoint(tmp_path)
+    # The history may have one more row, for the interval that was cut.
+    assert (values, variables) == checkpoint(finished_run)[:2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"dropout": 0.2}, r"started with --dropout 0.1 \(received 0.2\)"),
+        ({"optimizer": "adam"}, r"--optimizer adafactor \(received adam\)"),
+        ({"vocab_size": 600}, r"--vocab_size 500 \(received 600\)"),
+    ],
+)
+def test_another_run_is_not_continued(
+    finished_run, small_config, overrides, message
+):
+    before = (finished_run / "config.json").read_text()
+    with pytest.raises(UserError, match=message):
+        train(small_config(run_dir=str(finished_run), **overrides))
+    assert (finished_run / "config.json").read_text() == before
+
+
+def test_other_sentences_are_refused(
+    finished_run, small_config, tmp_path, monkeypatch
+):
+    """The configuration is the same, what it names has changed."""
+    before = (finished_run / "tokenizer.model").read_bytes()
+    for name in ("source", "target"):
+        (tmp_path / name).write_text(
+            "".join(f"{name} sentence number {i}\n" for i in range(900))
+        )
+    files = {
+        f"{split}_{side}": str(tmp_path / side)
+        for split in ("train", "validation", "test")
+        for side in ("source", "target")
+    }
+    config = small_config(run_dir=str(finished_run), data="text", **files)
+    with pytest.raises(UserError, match="its corpus fingerprint is"):
+        train(config)
+    assert (finished_run / "tokenizer.model").read_bytes() == before
+
+
+def test_one_process_at_a_time(finished_run, small_config):
+    config = small_config(run_dir=str(finished_run))
+    with runs.locked(finished_run):
+        with pytest.raises(UserError, match="Another process is training in"):
+            train(config)
+
+
+def test_jit_compile_is_not_for_a_strategy(small_config):
+    devices = Devices("two", replicas=2, strategy=object())
+    assert job.choose_jit_compile(
+        small_config(jit_compile="auto"), devices
+    ) is (False)
+    with pytest.raises(UserError, match="--jit_compile on cannot go with"):
+        job.choose_jit_compile(small_config(jit_compile="on"), devices)
+
+
+REPLICAS = """
+import sys
+from examples.translation import train as job
+from examples.translation.config import TranslationConfig
+def finish(self):
+    value = self.model.trainable_variables[0].value
+    print(len(value.values if hasattr(value, "values") else value.devices()))
+job.Job.finish = finish
+for path in sys.argv[1:]:
+    job.train(TranslationConfig.from_json(open(path).read()))
+"""
+
+
+def test_two_replicas_save_and_continue(small_config, tmp_path):
+    paths = []
+    for name, stops in (("straight", [4]), ("cut", [2, 4])):
+        for steps in stops:
+            config = small_config(
+                steps=steps,
+                checkpoint_every=2,
+                bleu_every=0,
+                virtual_devices=2,
+                jit_compile="auto",
+                run_dir=str(tmp_path / name),
+            )
+            paths.append(str(tmp_path / f"{name}-{steps}.json"))
+            pathlib.Path(paths[-1]).write_text(config.to_json())
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICAS, *paths],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2"
+    straight, cut = (
+        checkpoint(tmp_path / name, step=4) for name in ("straight", "cut")
+    )
+    assert straight == cut
