@@ -27,6 +27,7 @@ from examples.translation.synthetic import grammar
 from examples.translation.synthetic.builder import SyntheticTranslate
 
 _READ_BATCH = 1024
+_SYNTHETIC_NAME = f"synthetic grammar v{grammar.VERSION} (not WMT14)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +146,13 @@ def load_corpus(
             elif data == "tfds":
                 raise _not_prepared(builder)
             else:
-                corpus = _synthetic_corpus(
-                    data_dir, direction, synthetic_train_size
-                )
                 notice(
                     f"{tfds_name} is not prepared in {builder.data_dir_root}: "
-                    f"using the {corpus.name} instead. "
+                    f"using the {_SYNTHETIC_NAME} instead. "
                     "(--data tfds says how to get the real corpus.)"
+                )
+                corpus = _synthetic_corpus(
+                    data_dir, direction, synthetic_train_size
                 )
         case "text":
             corpus = _text_corpus(files)
@@ -361,7 +362,7 @@ def _synthetic_corpus(data_dir, direction, train_size):
     return _builder_corpus(
         builder,
         direction,
-        name=f"synthetic grammar v{grammar.VERSION} (not WMT14)",
+        name=_SYNTHETIC_NAME,
         kind="synthetic",
         content=content,
     )

@@ -246,7 +246,8 @@ def test_auto_says_in_a_line_that_it_took_the_synthetic_corpus(
     assert corpus.kind == "synthetic"
     captured = capsys.readouterr()
     assert not captured.out
-    notice = captured.err.splitlines()[-1]
+    notice = captured.err.splitlines()[0]
+    assert corpus.name in notice
     assert f"wmt14_translate/de-en is not prepared in {tmp_path}" in notice
     assert "synthetic" in notice and "not WMT14" in notice
 
