@@ -4,6 +4,8 @@ import math
 
 from keras import ops
 
+from keras_adafactor.functional.rounding import round_to_integer
+
 MIN_BLOCK_SIZE = 202  # 4 bytes of scale for 202 codes: under 2 %
 MAX_BLOCK_SIZE = 512
 
@@ -57,7 +59,8 @@ def _spread(scale, shape):
 def quantize(x, noise):
     """Codes and scales whose product is `x` in the mean.
 
-    `scale = max |x| / 127` over the block, `code = floor(x / scale + noise)`.
+    `scale = max |x| / 127` over the block, `code = x / scale` rounded up or
+    down at random.
 
     Args:
         x: float32 tensor.
@@ -71,9 +74,10 @@ def quantize(x, noise):
     within = tuple(range(1, len(blocks.shape), 2))
     scale = ops.max(ops.abs(blocks), axis=within) / 127.0
     spread = _spread(scale, x.shape)
-    unit = blocks / ops.where(spread > 0, spread, ops.ones_like(spread))
+    units = blocks / ops.where(spread > 0, spread, ops.ones_like(spread))
     # x / scale can be one rounding error more than 127.
-    codes = ops.clip(ops.floor(unit + _blocked(noise)), -127, 127)
+    units = ops.clip(units, -127, 127)
+    codes = round_to_integer(units, _blocked(noise))
     return ops.cast(ops.reshape(codes, x.shape), "int8"), scale
 
 

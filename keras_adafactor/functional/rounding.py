@@ -64,6 +64,21 @@ def uniform_noise(shape, t, key):
     return ops.cast(_shift_right(bits, 16), "float32") * 2.0**-16
 
 
+def round_to_integer(x, noise):
+    """The integer below or above, so that the mean is `x`.
+
+    Args:
+        x: float32 tensor.
+        noise: float32 tensor of the shape of `x`, uniform in [0, 1).
+
+    Returns:
+        float32 tensor. An integer is returned as it is.
+    """
+    below = ops.floor(x)
+    # Not `floor(x + noise)`: that sum may itself be rounded up.
+    return below + ops.cast(noise < x - below, x.dtype)
+
+
 def stochastic_round(x, dtype, noise):
     """Rounds to one of the two neighbours, so that the mean is `x`.
 
@@ -85,5 +100,5 @@ def stochastic_round(x, dtype, noise):
     # Not below the subnormals, nor where 1 / spacing would overflow.
     binade = ops.maximum(binade, 2.0 ** max(min_exponent, -100))
     spacing = binade * 2.0**-mantissa_bits
-    rounded = ops.floor(x / spacing + noise) * spacing
+    rounded = round_to_integer(x / spacing, noise) * spacing
     return ops.cast(ops.where(ops.isfinite(x), rounded, x), dtype)

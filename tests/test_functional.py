@@ -1,0 +1,173 @@
+"""The pure functions: rounding and quantisation; the rest through Adafactor."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_adafactor.functional import moments
+from keras_adafactor.functional import quantization
+from keras_adafactor.functional import rounding
+from keras_adafactor.functional import scaling
+
+
+def noise(shape, t=1, key=0):
+    step = ops.convert_to_tensor(t, "int32")
+    return ops.convert_to_numpy(rounding.uniform_noise(shape, step, key))
+
+
+def test_noise_is_the_same_on_every_backend():
+    # Golden: a change of the hash changes every resumed run.
+    np.testing.assert_array_equal(
+        np.int32(noise((2, 3), t=5, key=7) * 2**16), GOLDEN_NOISE
+    )
+    assert noise((), t=1).shape == ()
+    assert noise((2, 0)).size == 0
+
+
+GOLDEN_NOISE = [[24480, 18697, 32551], [13625, 35814, 59853]]
+
+
+def test_noise_is_uniform_and_independent_of_element_step_and_key():
+    sample = noise((256, 256))
+    assert 0.0 <= sample.min() and sample.max() < 1.0
+    assert sample.mean() == pytest.approx(0.5, abs=0.005)
+    assert sample.var() == pytest.approx(1 / 12, abs=0.002)
+    others = [
+        noise((256, 256), t=2),
+        noise((256, 256), key=1),
+        noise((256, 256), t=1_000_000),
+        np.roll(sample, 1, axis=0),
+        np.roll(sample, 1, axis=1),
+    ]
+    for other in others:
+        correlation = np.corrcoef(sample.ravel(), other.ravel())[0, 1]
+        assert abs(correlation) < 0.02
+
+
+def test_noise_of_a_slice_is_a_slice_of_the_noise():
+    # Elements are counted row-major: a shard can make its own part.
+    np.testing.assert_array_equal(noise((8, 6))[:4], noise((4, 6)))
+    np.testing.assert_array_equal(noise((8, 6)).ravel(), noise((48,)))
+
+
+EDGE_VALUES = [0.0, -0.0, 1.0, -1.0, 1.5, 3.0e38, -6.1e-5, 1e-30, -1e-38]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stochastic_rounding_returns_representable_values_exactly(dtype):
+    values = ops.cast(
+        ops.cast(np.float32([*EDGE_VALUES, 6e-8, 65504.0]), dtype), "float32"
+    )
+    for u in (0.0, 0.5, 1 - 2**-16):
+        u = ops.full(values.shape, u, dtype="float32")
+        rounded = rounding.stochastic_round(values, dtype, u)
+        assert keras.backend.standardize_dtype(rounded.dtype) == dtype
+        kept = np.abs(ops.convert_to_numpy(values)) >= 2.0**-100
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(ops.cast(rounded, "float32"))[kept],
+            ops.convert_to_numpy(values)[kept],
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stochastic_rounding_keeps_nan_and_infinity(dtype):
+    values = ops.convert_to_tensor(np.float32([np.nan, np.inf, -np.inf]))
+    rounded = rounding.stochastic_round(values, dtype, ops.zeros(3))
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(ops.cast(rounded, "float32")),
+        [np.nan, np.inf, -np.inf],
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "spacing"),
+    [
+        ("bfloat16", 1.00123, 2.0**-7),
+        ("bfloat16", -1.00123, 2.0**-7),
+        ("bfloat16", 0.9995, 2.0**-8),
+        ("bfloat16", 3.14159e-20, 2.0**-72),
+        ("float16", 1.0003, 2.0**-10),
+        ("float16", -513.2, 0.5),
+        ("float16", 1.23e-6, 2.0**-24),
+    ],
+)
+def test_stochastic_rounding_picks_a_neighbour_and_has_the_right_mean(
+    dtype, value, spacing
+):
+    size = 1 << 14
+    x = ops.full((size,), value, dtype="float32")
+    u = ops.convert_to_tensor((np.arange(size) + 0.5) / size, "float32")
+    rounded = rounding.stochastic_round(x, dtype, u)
+    rounded = ops.convert_to_numpy(ops.cast(rounded, "float64"))
+    low = np.floor(value / spacing) * spacing
+    assert set(rounded) == {low, low + spacing}
+    assert rounded.mean() == pytest.approx(value, abs=spacing / 1000)
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [
+        ((4096, 4096), (4096, 8)),
+        ((1024, 16, 64), (2, 16, 64)),
+        ((3, 3, 512, 512), (3, 3, 512, 1)),
+        ((3, 3, 64, 64), (3, 3, 1, 1)),
+        ((1000, 3000), (1000, 6)),
+        ((1031, 8), (1, 8)),
+        ((5000,), (10,)),
+        ((), ()),
+    ],
+)
+def test_scales_are_one_a_block_along_the_longest_axis(shape, blocks):
+    assert quantization.scale_shape(shape) == blocks
+
+
+@pytest.mark.parametrize("shape", [(8, 512), (512, 8), (3, 5, 64), (1031, 2)])
+def test_quantisation_is_within_a_unit_and_unbiased(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype("float32")
+    errors = []
+    for t in range(64):
+        codes, scale = quantization.quantize(
+            ops.convert_to_tensor(x), ops.convert_to_tensor(noise(shape, t))
+        )
+        assert keras.backend.standardize_dtype(codes.dtype) == "int8"
+        restored = quantization.dequantize(codes, scale)
+        errors.append(ops.convert_to_numpy(restored) - x)
+    unit = np.abs(x).max() / 127
+    assert np.abs(errors).max() <= unit * 1.0001
+    # The mean of 64 roundings, each of variance <= unit ** 2 / 4.
+    assert np.abs(np.mean(errors, axis=0)).max() <= unit * 5 / 16
+
+
+def test_quantised_zeros_stay_zero():
+    codes, scale = quantization.quantize(
+        ops.zeros((4, 512)), ops.ones((4, 512)) * 0.9
+    )
+    assert not ops.convert_to_numpy(codes).any()
+    assert not ops.convert_to_numpy(quantization.dequantize(codes, scale)).any()
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.6, 0.4, 1e-5])
+def test_ema_neither_cancels_nor_drifts(rate):
+    for rate_of in (rate, ops.convert_to_tensor(rate, "float32")):
+        for average, value in ((1e12, 1e-3), (1e-3, 1e12), (0.0, 3.0)):
+            got = moments.ema(
+                ops.convert_to_tensor(average, "float32"),
+                ops.convert_to_tensor(value, "float32"),
+                rate_of,
+            )
+            expected = (1 - rate) * average + rate * value
+            assert float(got) == pytest.approx(expected, rel=1e-6)
+    assert moments.ema(2.5, 2.5, rate) == 2.5
+
+
+@pytest.mark.parametrize("threshold", [1.0, 2.0])
+def test_clip_by_rms_divides_by_the_excess_over_the_threshold(threshold):
+    unit = np.ones((3, 4), "float32")
+    for size in (0.5, 1.5, 3.0):
+        clipped = scaling.clip_by_rms(
+            ops.convert_to_tensor(size * unit), threshold
+        )
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(clipped), min(size, threshold), rtol=1e-6
+        )
