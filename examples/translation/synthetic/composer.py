@@ -467,7 +467,7 @@ class Composer:
         else:
             recipient = self._noun_phrase(selection.PEOPLE, definite=True)
         if self._chance(0.1):
-            theme = selection.THEY
+            theme = selection.PRONOUN["they"]
             clause.recipient_last = True
         else:
             clause.recipient_last = self._chance(0.3)

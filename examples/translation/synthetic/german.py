@@ -45,7 +45,7 @@ _CONTRACTIONS = {
 }
 _THE = lexicon.DETERMINER["the"]
 _NO = lexicon.DETERMINER["no"]
-COMMA = ","
+_COMMA = ","
 
 # --- Noun phrases -----------------------------------------------------------
 
@@ -94,13 +94,14 @@ def _noun_phrase(phrase: syntax.NounPhrase, case: str) -> list[str]:
     ]
     words.append(phrase.noun.forms[case, phrase.plural])
     if phrase.possessor and not genitive:
-        words += _nominal(phrase.possessor, "gen")
+        words += decline(phrase.possessor, "gen")
     if phrase.attire:
         words += _prepositional_phrase("mit", phrase.attire, "dat")
     return words
 
 
-def _nominal(nominal: syntax.Nominal, case: str) -> list[str]:
+def decline(nominal: syntax.Nominal, case: str) -> list[str]:
+    """The words of a nominal in a case."""
     match nominal:
         case syntax.NounPhrase():
             return _noun_phrase(nominal, case)
@@ -112,7 +113,7 @@ def _nominal(nominal: syntax.Nominal, case: str) -> list[str]:
             gender = _gender(noun, plural)
             return [inflection.RELATIVE_PRONOUN[case][gender]]
         case syntax.Conjunction(left=left, right=right):
-            return [*_nominal(left, case), "und", *_nominal(right, case)]
+            return [*decline(left, case), "und", *decline(right, case)]
         case syntax.Measure(phrase=(_, german)):
             return [german]
     raise TypeError(f"Not a nominal: {nominal!r}")
@@ -126,7 +127,7 @@ def _prepositional_phrase(
     It does not where a restrictive relative clause makes the article
     emphatic: `in dem Haus, das ...`.
     """
-    words = _nominal(nominal, case)
+    words = decline(nominal, case)
     if (
         isinstance(nominal, syntax.NounPhrase)
         and nominal.determiner is _THE
@@ -146,7 +147,7 @@ def _place(place: syntax.Place) -> list[str]:
 def _relative_of(nominal: syntax.Nominal | None) -> list[str]:
     """The relative clause of a noun phrase, between commas."""
     if isinstance(nominal, syntax.NounPhrase) and nominal.relative:
-        return [COMMA, *_relative_clause(nominal.relative), COMMA]
+        return [_COMMA, *_relative_clause(nominal.relative), _COMMA]
     return []
 
 
@@ -232,7 +233,7 @@ def _quality(quality: syntax.Quality) -> list[str]:
         if quality.degree:
             return [adjective.german[1]]
         return [adjective.predicative]
-    standard = _nominal(quality.standard, "nom")
+    standard = decline(quality.standard, "nom")
     if quality.degree:
         return [adjective.german[1], "als", *standard]
     return ["so", adjective.predicative, "wie", *standard]
@@ -246,7 +247,7 @@ def _pronouns(clause: syntax.Clause, agrees: str) -> list[str]:
     objects = zip(clause.objects, clause.cases, strict=True)
     for object_, case in reversed(tuple(objects)):
         if isinstance(object_, syntax.Pronoun):
-            words += _nominal(object_, case)
+            words += decline(object_, case)
     return words
 
 
@@ -284,9 +285,9 @@ def _middle_field(clause: syntax.Clause) -> list[str]:
         elif isinstance(object_, syntax.Pronoun):
             continue
         elif _is_definite(object_):
-            known += _nominal(object_, case)
+            known += decline(object_, case)
         else:
-            new += _nominal(object_, case)
+            new += decline(object_, case)
 
     words = []
     if clause.time and not clause.fronted:
@@ -331,7 +332,7 @@ def _postfield(clause: syntax.Clause) -> list[str]:
 
 
 def _subject(clause: syntax.Clause) -> list[str]:
-    return _nominal(clause.subject, "nom") + _relative_of(clause.subject)
+    return decline(clause.subject, "nom") + _relative_of(clause.subject)
 
 
 def _verb_first(clause: syntax.Clause) -> list[str]:
@@ -386,7 +387,7 @@ def _relative_clause(clause: syntax.Clause) -> list[str]:
     for object_, case in zip(clause.objects, clause.cases, strict=True):
         if isinstance(object_, syntax.Trace):
             preposition = clause.verb.prepositions[1]
-            pronoun = _nominal(object_, case)
+            pronoun = decline(object_, case)
             if preposition:
                 pronoun.insert(0, preposition)
             return pronoun + _verb_final(clause)
@@ -412,11 +413,11 @@ def _embedded(embedded: syntax.Subordinate | syntax.Infinitive) -> list[str]:
     """A clause between commas; a bare `zu singen` goes without."""
     conjunction = [embedded.conjunctions[1]] if embedded.conjunctions[1] else []
     if isinstance(embedded, syntax.Subordinate):
-        return [COMMA, *conjunction, *_verb_final(embedded.clause), COMMA]
+        return [_COMMA, *conjunction, *_verb_final(embedded.clause), _COMMA]
     words = conjunction + _infinitive(embedded.clause)
     if len(words) <= 2:
         return words
-    return [COMMA, *words, COMMA]
+    return [_COMMA, *words, _COMMA]
 
 
 def sentence(tree: syntax.Sentence) -> str:
@@ -431,5 +432,5 @@ def sentence(tree: syntax.Sentence) -> str:
     else:
         words = _verb_second(tree.main) + adverbial
     if tree.second:
-        words += [COMMA, tree.coordinator[1], *_verb_second(tree.second)]
+        words += [_COMMA, tree.coordinator[1], *_verb_second(tree.second)]
     return syntax.punctuate(words, "?" if tree.asks else ".")

@@ -135,13 +135,18 @@ def generate(split: str, size: int | None = None) -> Iterator[tuple[str, str]]:
     return itertools.islice(_stream(split), size)
 
 
+def composer_of(split: str) -> composer.Composer:
+    """What composes the candidates for a split."""
+    digest = hashlib.sha256(split.encode()).digest()
+    seed = int.from_bytes(digest[:8], "big")
+    if split == "test_long":
+        return composer.Composer(seed, _MAX_DEPTH_LONG, _EMBEDDING_LONG)
+    return composer.Composer(seed, MAX_DEPTH, _EMBEDDING)
+
+
 def _stream(split: str) -> Iterator[tuple[str, str]]:
     """Yields pairs of a split without end."""
-    seed = int.from_bytes(hashlib.sha256(split.encode()).digest()[:8], "big")
-    if split == "test_long":
-        sentences = composer.Composer(seed, _MAX_DEPTH_LONG, _EMBEDDING_LONG)
-    else:
-        sentences = composer.Composer(seed, MAX_DEPTH, _EMBEDDING)
+    sentences = composer_of(split)
     seen = set()
     while True:
         tree = sentences.sentence()

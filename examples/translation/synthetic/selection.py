@@ -63,16 +63,23 @@ def comparable(
 
 # --- Pronouns and determiners ----------------------------------------------
 
-HE = syntax.Pronoun("he", "m")
-SHE = syntax.Pronoun("she", "f")
-THEY = syntax.Pronoun("they", "p")
-WE = syntax.Pronoun("we", "we")
-I = syntax.Pronoun("I", "I")  # noqa: E741
+PRONOUN = {
+    "I": syntax.Pronoun("I", "I"),
+    "we": syntax.Pronoun("we", "we"),
+    "he": syntax.Pronoun("he", "m"),
+    "she": syntax.Pronoun("she", "f"),
+    "they": syntax.Pronoun("they", "p"),
+}
+PRONOUNS = tuple(PRONOUN.values())
 WHO = syntax.Pronoun("who", "who")
 IT_RAINS = syntax.Pronoun("it", "n")
 
-PRONOUNS = (HE, SHE, THEY, WE, I)
-CONTROLLER = {"1s": I, "1p": WE, "3s": HE, "3p": THEY}
+CONTROLLER = {
+    "1s": PRONOUN["I"],
+    "1p": PRONOUN["we"],
+    "3s": PRONOUN["he"],
+    "3p": PRONOUN["they"],
+}
 """The unspoken subject of an infinitive, by agreement."""
 
 THE = DETERMINER["the"]
