@@ -141,7 +141,7 @@ class Composer:
         if noun in lexicon.WHOLES and self._chance(0.7):
             return self._noun_phrase(lexicon.WHOLES[noun], plain=True)
         if noun in selection.POSSESSIONS and self._chance(0.12):
-            if self._chance(0.25):
+            if self._chance(0.15):
                 return self._name()
             return self._noun_phrase(selection.PEOPLE, plain=True)
         return None
@@ -166,7 +166,7 @@ class Composer:
         """
         noun = self._fresh(candidates)
         definite = definite or plain or noun in selection.PARENTS
-        plural = noun.is_countable and self._chance(0.25)
+        plural = noun.is_countable and self._chance(0.1 if plain else 0.25)
         determiners = selection.determiners(noun, plural, definite, negated)
         phrase = syntax.NounPhrase(
             noun,
@@ -222,7 +222,7 @@ class Composer:
         draw = self._random()
         if draw < 0.3:
             return self._choice(selection.PRONOUNS), selection.ANYONE
-        if draw < 0.4:
+        if draw < 0.36:
             return self._name(), selection.ANYONE
         phrase = self._noun_phrase(selection.PEOPLE, depth=depth)
         return phrase, phrase.noun
@@ -253,7 +253,7 @@ class Composer:
                     p for p in selection.PRONOUNS if p is not clause.subject
                 ]
                 return self._choice(others)
-            if draw < 0.22:
+            if draw < 0.2:
                 return self._name()
         dative = clause.cases[0] == "dat" and not clause.verb.prepositions[1]
         phrase = self._noun_phrase(
@@ -292,13 +292,13 @@ class Composer:
     def _setting(self) -> syntax.Place:
         """Where something happens, with the dative."""
         draw = self._random()
-        if draw < 0.06:
+        if draw < 0.03:
             return syntax.Place(("in", "in"), self._name(), "dat")
         if draw < 0.3:
             prepositions = self._choice(lexicon.SURROUNDINGS)
             place = self._noun_phrase(selection.LANDMARKS, definite=True)
             return syntax.Place(prepositions, place, "dat")
-        place = self._noun_phrase(selection.SETTINGS, plain=self._chance(0.5))
+        place = self._noun_phrase(selection.SETTINGS, plain=self._chance(0.75))
         prepositions = self._choice(place.noun.locatives)
         return syntax.Place(prepositions, place, "dat")
 
@@ -313,7 +313,7 @@ class Composer:
         draw = self._random()
         if draw < 0.1:
             return "home", "nach Hause"
-        if draw < 0.25:
+        if draw < 0.2:
             town = self._name().text
             return f"to {town}", f"nach {town}"
         goal = self._noun_phrase(verb.objects, plain=self._chance(0.7))
@@ -339,9 +339,9 @@ class Composer:
         ahead = clause.tense == "future" or (
             clause.modal and clause.tense == "present"
         )
-        nobody = getattr(clause.subject, "determiner", None) is selection.NO
-        often = not ahead and not clause.negated and not nobody
-        if often and self._chance(0.1):
+        determiner = getattr(clause.subject, "determiner", None)
+        quantified = clause.negated or determiner in selection.NOTHING_CERTAIN
+        if not ahead and not quantified and self._chance(0.1):
             clause.frequency = self._choice(lexicon.FREQUENCIES)
         elif self._chance(0.35 if depth == 0 else 0.1):
             clause.fronted = depth == 0 and (closed or self._chance(0.35))
@@ -515,7 +515,7 @@ class Composer:
             "present",
             controller,
             noun,
-            kinds=selection.INTENTIONS,
+            selection.ACTIONS if conjunctions[0] else selection.INTENTIONS,
             mood="bare",
         )
         clause.time = clause.frequency = None
@@ -691,6 +691,6 @@ class Composer:
                 return syntax.Sentence(clause)
             case "weather":
                 clause = self._weather(tense)
-                self._add_adverbials(clause, 0)
+                clause.time = self._time(tense)
                 return syntax.Sentence(clause)
         return syntax.Sentence(self._clause(0, tense))

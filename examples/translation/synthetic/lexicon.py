@@ -281,7 +281,7 @@ big               groß/größer/größt         animal vehicle opening place
 small             klein                     animal wares vehicle place
 long              lang/länger/längst        text train dress coat bridge
 old               alt/älter/ältest          animate goods opening place
-young             jung/jünger/jüngst        animate
+young             jung/jünger/jüngst        kin man woman girl queen animal
 new               neu/neuer/neuest          goods vehicle device roof
 modern/more       modern                    building device vehicle room
 quiet             ruhig                     room outdoor
