@@ -92,11 +92,9 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
         if not math.isfinite(logs["val_loss"]):
             raise UserError(
                 f"The validation loss is {logs['val_loss']} after step "
-                f"{self.state.step}; it was finite "
-                f"{self.params['steps']} steps before, where the last "
-                "checkpoint is. Try a lower --learning_rate, more "
-                "--warmup_steps or --mixed_precision none, in another "
-                "--run_dir."
+                f"{self.state.step}: the training has diverged. Start another "
+                "run (--run_dir) with a lower --learning_rate, more "
+                "--warmup_steps or --mixed_precision none."
             )
 
 

@@ -107,7 +107,7 @@ class TranslationConfig:
         None, "Use only the first of the training pairs.", minimum=1
     )
     vocab_size: int = _field(
-        1_024, "Pieces of the joint sentencepiece model.", minimum=1
+        2_048, "Pieces of the joint sentencepiece model.", minimum=1
     )
     max_length: int = _field(
         64, "Longest training sentence, in pieces with eos.", minimum=4

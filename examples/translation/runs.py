@@ -141,7 +141,9 @@ def build_translator(config, tokenizer, model, most_sentences=None):
         tokenizer,
         beam_size=config.beam_size,
         length_penalty=config.length_penalty,
-        bucket_lengths=config.bucket_lengths,
+        # One more for sentences longer than any trained on: cutting them
+        # would be worse.
+        bucket_lengths=(*config.bucket_lengths, 2 * config.max_length),
         batch_size=min(
             config.evaluation_batch_size,
             most_sentences or config.evaluation_batch_size,
