@@ -23,10 +23,17 @@ from examples.translation.synthetic.lexicon import BARE
 
 T = TypeVar("T")
 
-_RANK = operator.attrgetter("rank")
 _ONSETS = "b d f g k l m n p r t v br dr gr kl tr st".split()
 _NUCLEI = "a e i o u".split()
 _CODAS = ["", "", "", "n", "l", "r", "m", "nd", "rk"]
+
+
+def _is_quantified(nominal: syntax.Nominal) -> bool:
+    """Whether it is `every` or `no` such thing."""
+    return (
+        isinstance(nominal, syntax.NounPhrase)
+        and nominal.determiner in selection.QUANTIFIERS
+    )
 
 
 def _antecedent(clause: syntax.Clause) -> lexicon.Noun | None:
@@ -41,7 +48,7 @@ def _antecedent(clause: syntax.Clause) -> lexicon.Noun | None:
             for phrase, _ in syntax.noun_phrases(dependent, case):
                 if phrase.noun not in selection.PEOPLE and not phrase.plural:
                     things.append(phrase)
-    if len(things) != 1 or things[0].determiner in selection.NOTHING_CERTAIN:
+    if len(things) != 1 or _is_quantified(things[0]):
         return None
     return things[0].noun
 
@@ -123,7 +130,7 @@ class Composer:
         count = 0 if draw > 0.4 else 1 if draw > 0.07 else 2
         drawn = (self._adjective(noun) for _ in range(min(count, most)))
         adjectives = (adjective for adjective in drawn if adjective)
-        return tuple(sorted(adjectives, key=_RANK))
+        return tuple(sorted(adjectives, key=operator.attrgetter("rank")))
 
     def _degree(self, phrase: syntax.NounPhrase) -> int:
         """The superlative, now and then: `the oldest house`."""
@@ -217,7 +224,7 @@ class Composer:
         hundreds = 100 * self._integer(1, 9)
         return numerals.cardinal(hundreds + self._integer(2, 99))
 
-    def _person(self, depth: int) -> tuple[syntax.Nominal, lexicon.Noun]:
+    def _person(self, depth: int | None) -> tuple[syntax.Nominal, lexicon.Noun]:
         """Somebody, with the noun that says what they can do."""
         draw = self._random()
         if draw < 0.3:
@@ -281,10 +288,10 @@ class Composer:
                 return numerals.date(self._integer(1, 28), month)
             if draw < 0.33:
                 english, german = self._choice(lexicon.PERIODS)
-                count, zahl = numerals.cardinal(self._integer(2, 12))
+                number, zahl = numerals.cardinal(self._integer(2, 12))
                 if tense == "past":
-                    return f"{count} {english} ago", f"vor {zahl} {german}"
-                return f"in {count} {english}", f"in {zahl} {german}"
+                    return f"{number} {english} ago", f"vor {zahl} {german}"
+                return f"in {number} {english}", f"in {zahl} {german}"
             if draw < 0.36 and tense == "past":
                 return numerals.year(self._integer(1950, 2024))
         return self._choice(lexicon.TIMES[tense])
@@ -339,8 +346,7 @@ class Composer:
         ahead = clause.tense == "future" or (
             clause.modal and clause.tense == "present"
         )
-        determiner = getattr(clause.subject, "determiner", None)
-        quantified = clause.negated or determiner in selection.NOTHING_CERTAIN
+        quantified = clause.negated or _is_quantified(clause.subject)
         if not ahead and not quantified and self._chance(0.1):
             clause.frequency = self._choice(lexicon.FREQUENCIES)
         elif self._chance(0.35 if depth == 0 else 0.1):
@@ -354,9 +360,7 @@ class Composer:
         if (
             not clause.place
             and not clause.goal
-            and not any(
-                object_.is_a(selection.PLACE_KINDS) for object_ in verb.objects
-            )
+            and selection.has_setting(verb)
             and self._chance(0.22)
         ):
             clause.place = self._setting()

@@ -144,7 +144,7 @@ def _place(place: syntax.Place) -> list[str]:
     )
 
 
-def _relative_of(nominal: syntax.Nominal | None) -> list[str]:
+def _relative_of(nominal: syntax.Nominal) -> list[str]:
     """The relative clause of a noun phrase, between commas."""
     if isinstance(nominal, syntax.NounPhrase) and nominal.relative:
         return [_COMMA, *_relative_clause(nominal.relative), _COMMA]
@@ -164,11 +164,10 @@ def _present(verb: lexicon.Verb, agrees: str) -> str:
     return verb.third
 
 
-def _verbal_complex(
-    clause: syntax.Clause, agrees: str
-) -> tuple[str, list[str], str]:
+def _verbal_complex(clause: syntax.Clause) -> tuple[str, list[str], str]:
     """The finite verb, the verbs of the right bracket, a stranded prefix."""
     verb = clause.verb
+    agrees = syntax.agreement(clause.subject)
     plural = agrees in ("1p", "3p")
     infinitive = verb.prefix + verb.infinitive
     nonfinite = [verb.participle, "werden"] if clause.passive else [infinitive]
@@ -196,8 +195,8 @@ def _verbal_complex(
 
 def _is_definite(nominal: syntax.Nominal) -> bool:
     match nominal:
-        case syntax.NounPhrase(determiner=determiner, numeral=numeral):
-            return determiner.definite and numeral is None
+        case syntax.NounPhrase(determiner=determiner):
+            return determiner.definite
         case syntax.Conjunction(left=left, right=right):
             return _is_definite(left) and _is_definite(right)
     return not isinstance(nominal, syntax.Measure)
@@ -239,9 +238,11 @@ def _quality(quality: syntax.Quality) -> list[str]:
     return ["so", adjective.predicative, "wie", *standard]
 
 
-def _pronouns(clause: syntax.Clause, agrees: str) -> list[str]:
+def _pronouns(clause: syntax.Clause) -> list[str]:
     """Reflexive, accusative and dative pronouns, in this order."""
-    words = [_REFLEXIVE[agrees]] if clause.verb.reflexive else []
+    words = []
+    if clause.verb.reflexive:
+        words.append(_REFLEXIVE[syntax.agreement(clause.subject)])
     if clause.verb.prepositions[1]:
         return words
     objects = zip(clause.objects, clause.cases, strict=True)
@@ -251,21 +252,25 @@ def _pronouns(clause: syntax.Clause, agrees: str) -> list[str]:
     return words
 
 
-def _subject_and_pronouns(clause: syntax.Clause, agrees: str) -> list[str]:
-    """The start of the middle field: unstressed words lean on the bracket.
+def _subject_and_pronouns(clause: syntax.Clause) -> list[str]:
+    """The start of the middle field, where unstressed words lean left.
 
     Pronouns precede a subject that is not one itself, unless their form
     could be taken for the subject: `hat ihn die Frau gesehen`, but `hat die
     Frau es gesehen`.
     """
-    subject = _subject(clause)
-    pronouns = _pronouns(clause, agrees)
-    leans = isinstance(
-        clause.subject, syntax.Pronoun | syntax.Trace
-    ) or isinstance(getattr(clause.subject, "possessor", None), syntax.Trace)
-    if leans or not _OBLIQUE.issuperset(pronouns):
-        return subject + pronouns
-    return pronouns + subject
+    subject = clause.subject
+    pronouns = _pronouns(clause)
+    whose = isinstance(subject, syntax.NounPhrase) and isinstance(
+        subject.possessor, syntax.Trace
+    )
+    if (
+        whose
+        or isinstance(subject, syntax.Pronoun | syntax.Trace)
+        or not _OBLIQUE.issuperset(pronouns)
+    ):
+        return _subject(clause) + pronouns
+    return pronouns + _subject(clause)
 
 
 def _middle_field(clause: syntax.Clause) -> list[str]:
@@ -316,11 +321,9 @@ def _middle_field(clause: syntax.Clause) -> list[str]:
 def _postfield(clause: syntax.Clause) -> list[str]:
     """Relative clauses leave the middle field; clauses are never in it."""
     words = []
-    for object_ in clause.objects:
-        words += _relative_of(object_)
-    words += _relative_of(clause.agent)
-    if clause.place:
-        words += _relative_of(clause.place.nominal)
+    for dependent, _ in syntax.dependents(clause):
+        if dependent is not clause.subject:
+            words += _relative_of(dependent)
     if clause.complement:
         words += _embedded(clause.complement)
     if clause.purpose:
@@ -335,41 +338,34 @@ def _subject(clause: syntax.Clause) -> list[str]:
     return decline(clause.subject, "nom") + _relative_of(clause.subject)
 
 
-def _verb_first(clause: syntax.Clause) -> list[str]:
-    """As in a question, and after a filled prefield: with inversion."""
-    agrees = syntax.agreement(clause.subject)
-    finite, nonfinite, prefix = _verbal_complex(clause, agrees)
+def _from_left_bracket(clause: syntax.Clause, leaning: list[str]) -> list[str]:
+    """A main clause without its prefield."""
+    finite, nonfinite, prefix = _verbal_complex(clause)
     return [
         finite,
-        *_subject_and_pronouns(clause, agrees),
+        *leaning,
         *_middle_field(clause),
         *nonfinite,
         *([prefix] if prefix else []),
         *_postfield(clause),
     ]
+
+
+def _verb_first(clause: syntax.Clause) -> list[str]:
+    """As in a question, and after a prefield that is not the subject."""
+    return _from_left_bracket(clause, _subject_and_pronouns(clause))
 
 
 def _verb_second(clause: syntax.Clause) -> list[str]:
     if clause.fronted:
         return [clause.time[1], *_verb_first(clause)]
-    agrees = syntax.agreement(clause.subject)
-    finite, nonfinite, prefix = _verbal_complex(clause, agrees)
-    return [
-        *_subject(clause),
-        finite,
-        *_pronouns(clause, agrees),
-        *_middle_field(clause),
-        *nonfinite,
-        *([prefix] if prefix else []),
-        *_postfield(clause),
-    ]
+    return _subject(clause) + _from_left_bracket(clause, _pronouns(clause))
 
 
 def _verb_final(clause: syntax.Clause) -> list[str]:
-    agrees = syntax.agreement(clause.subject)
-    finite, nonfinite, prefix = _verbal_complex(clause, agrees)
+    finite, nonfinite, prefix = _verbal_complex(clause)
     return [
-        *_subject_and_pronouns(clause, agrees),
+        *_subject_and_pronouns(clause),
         *_middle_field(clause),
         *nonfinite,
         prefix + finite,
@@ -402,7 +398,7 @@ def _infinitive(clause: syntax.Clause) -> list[str]:
     else:
         infinitive = ["zu", verb.infinitive]
     return [
-        *_pronouns(clause, syntax.agreement(clause.subject)),
+        *_pronouns(clause),
         *_middle_field(clause),
         *infinitive,
         *_postfield(clause),

@@ -36,7 +36,7 @@ POSSESSIONS = nouns("kin animal goods vehicle device meal house garden room")
 ANYONE = lexicon.NOUN["man"]
 """Stands for whoever has no noun: what any person can do."""
 
-PLACE_KINDS = frozenset({"building", "room", "outdoor"})
+_PLACE_KINDS = frozenset({"building", "room", "outdoor"})
 SMALL_KINDS = frozenset({"portable", "text"})
 _MOVABLE_KINDS = SMALL_KINDS | {"person", "animal"}
 
@@ -91,7 +91,7 @@ UNIQUE = frozenset(DETERMINER[d] for d in "the my our his her their".split())
 REFERENTIAL = UNIQUE | {DETERMINER["this"]}
 """The determiners whose noun phrase is outside the scope of a negation."""
 
-NOTHING_CERTAIN = frozenset({NO, DETERMINER["every"]})
+QUANTIFIERS = frozenset({NO, DETERMINER["every"]})
 """The determiners whose noun phrase `it` cannot refer to."""
 
 
@@ -204,6 +204,12 @@ def uses(noun: lexicon.Noun, tense: str) -> tuple[Predicate, ...]:
         if verbs and (tense == "present" or kind not in _STATES):
             predicates[kind, verbs] = count
     return urn(predicates)
+
+
+@functools.cache
+def has_setting(verb: lexicon.Verb) -> bool:
+    """Whether to say where it happens; not if its object may be a place."""
+    return not any(noun.is_a(_PLACE_KINDS) for noun in verb.objects)
 
 
 COMPLEMENTIZER = {

@@ -18,13 +18,15 @@ class NounPhrase:
     """A noun with its determiner and modifiers.
 
     Attributes:
-        determiner: silent if there is a numeral or a possessor in -s.
+        determiner: of a noun with a possessor it is `the`, which English
+            leaves out before -s and German before a name's.
         numeral: a number from two up (English, German), or None.
-        degree: index into an adjective's degrees, for the first adjective.
+        degree: of the adjectives, 0 positive, 1 comparative, 2 superlative.
         possessor: `the man` in `the man's dog`, `the house` in `the roof of
             the house`; a trace makes it `whose`.
         attire: the clothing in `the man with the red hat`.
-        relative: a relative clause, whose trace is this noun phrase's.
+        relative: a relative clause with a trace of this noun. Only a noun
+            phrase that depends on a verb has one.
     """
 
     noun: lexicon.Noun
