@@ -1,0 +1,442 @@
+"""Replicas of TensorFlow: bitwise equal, and equal to one device.
+
+Every replica gets data of its own. What holds under `MirroredStrategy` is run
+on virtual CPU devices; what `TPUStrategy` would compile is traced.
+"""
+
+import collections
+import functools
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from keras_adafactor import Adafactor
+from tests.probe import as_numpy
+from tests.probe import fit
+from tests.probe import gradients
+from tests.probe import mean_output
+from tests.probe import probe_model
+from tests.probe import slot
+from tests.probe import weights
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip(
+        "Replicas with variables of their own are TensorFlow's: "
+        "KERAS_BACKEND=tensorflow runs these tests.",
+        allow_module_level=True,
+    )
+
+import tensorflow as tf
+
+pytestmark = pytest.mark.virtual_devices
+
+STARTS = {
+    "encoder": np.linspace(-1.0, 2.0, 12, dtype="float32").reshape(3, 4),
+    "bias": np.array([0.5, -1.0, 2.0, 0.1, 1.0], dtype="float32"),
+}
+SHAPES = {name: start.shape for name, start in STARTS.items()}
+# Large enough for int8 momentum to be int8.
+LARGE = {"encoder": np.linspace(-1, 1, 4096, dtype="float32").reshape(64, 64)}
+
+
+@functools.cache
+def mirrored(replicas=2):
+    # A second strategy would use the collectives of the first: one for all
+    # tests, and no collectives for the other size.
+    cross_device_ops = (
+        None if replicas == 2 else tf.distribute.ReductionToOneDevice()
+    )
+    return tf.distribute.MirroredStrategy(
+        [f"CPU:{i}" for i in range(replicas)], cross_device_ops
+    )
+
+
+def assert_in_sync(model):
+    optimizer = model.optimizer
+    for variable in (*model.trainable_variables, *optimizer.variables):
+        first, *others = model.distribute_strategy.experimental_local_results(
+            variable.value
+        )
+        assert others, variable.path
+        for other in others:
+            np.testing.assert_array_equal(
+                as_numpy(first), as_numpy(other), err_msg=variable.path
+            )
+
+
+def train(strategy, settings, given, starts=STARTS, batch_size=2, wrap=None):
+    """A model after one epoch under a strategy."""
+    with strategy.scope():
+        optimizer = Adafactor(**settings)
+        model = probe_model(starts, wrap(optimizer) if wrap else optimizer)
+    fit(model, given, batch_size=batch_size)
+    return model
+
+
+def assert_equal_to_one_device(model, settings, given, **arguments):
+    single = train(tf.distribute.get_strategy(), settings, given, **arguments)
+    for name, weight in weights(single).items():
+        np.testing.assert_allclose(
+            weights(model)[name], weight, rtol=2e-6, atol=2e-6, err_msg=name
+        )
+    pairs = zip(
+        single.optimizer.variables, model.optimizer.variables, strict=True
+    )
+    for alone, together in pairs:
+        np.testing.assert_allclose(
+            as_numpy(together),
+            as_numpy(alone),
+            rtol=1e-5,
+            atol=1e-6,
+            err_msg=alone.path,
+        )
+
+
+SETTINGS = [
+    {},
+    {"beta_1": 0.9, "weight_decay": 0.1},
+    {"gradient_accumulation_steps": 2},
+    {
+        "gradient_accumulation_steps": 2,
+        "use_ema": True,
+        "ema_overwrite_frequency": 2,
+        "weight_decay": 0.1,
+        "clipnorm": 0.5,
+        "skip_nonfinite": "step",
+    },
+    {"use_ema": True},
+    {"use_ema": True, "ema_overwrite_frequency": 3, "ema_momentum": 0.5},
+    {"clipnorm": 0.5},
+    {"global_clipnorm": 0.5},
+    {"clipvalue": 0.2},
+    {"loss_scale_factor": 256.0},
+    {"skip_nonfinite": "step"},
+    {"skip_nonfinite": None, "factored": False},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_replicas_are_in_sync_and_equal_to_one_device(settings):
+    given = gradients(12, SHAPES)
+    settings = {"learning_rate": 0.1, **settings}
+    model = train(mirrored(), settings, given)
+    assert_in_sync(model)
+    assert_equal_to_one_device(model, settings, given)
+    assert (weights(model)["encoder"] != STARTS["encoder"]).any()
+
+
+def test_eight_replicas_are_in_sync_and_equal_to_one_device():
+    given = {"encoder": gradients(24, SHAPES)["encoder"]}
+    settings = {"gradient_accumulation_steps": 2}
+    arguments = {
+        "starts": {"encoder": STARTS["encoder"]},
+        "batch_size": 8,
+    }
+    model = train(mirrored(8), settings, given, **arguments)
+    assert_in_sync(model)
+    assert_equal_to_one_device(model, settings, given, **arguments)
+
+
+def test_schedule_is_the_same_on_every_replica():
+    def settings():
+        schedule = keras.optimizers.schedules.CosineDecay(0.5, 6)
+        return {"learning_rate": schedule, "weight_decay": 0.1}
+
+    given = gradients(12, SHAPES)
+    model = train(mirrored(), settings(), given)
+    assert_in_sync(model)
+    assert_equal_to_one_device(model, settings(), given)
+
+
+@pytest.mark.parametrize("momentum_dtype", ["bfloat16", "int8"])
+def test_low_precision_momentum_is_the_same_on_every_replica(momentum_dtype):
+    settings = {"beta_1": 0.9, "momentum_dtype": momentum_dtype}
+    # Small integers: the mean over replicas is exact, and the noise is shared.
+    given = {
+        "encoder": np.random.default_rng(0)
+        .integers(-8, 9, size=(8, 64, 64))
+        .astype("float32")
+    }
+    model = train(mirrored(), settings, given, starts=LARGE)
+    assert_in_sync(model)
+    slots = dict(dict(model.optimizer.slots())["encoder/w"])
+    assert slots["m"].dtype == momentum_dtype
+    single = train(tf.distribute.get_strategy(), settings, given, starts=LARGE)
+    np.testing.assert_allclose(
+        weights(model)["encoder"], weights(single)["encoder"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_stochastic_rounding_is_the_same_on_every_replica(accumulate):
+    keras.config.set_dtype_policy("bfloat16")
+    settings = {"gradient_accumulation_steps": accumulate, "use_ema": True}
+    given = {
+        "encoder": np.random.default_rng(0)
+        .integers(-8, 9, size=(8, 64, 64))
+        .astype("float32")
+    }
+    model = train(mirrored(), settings, given, starts=LARGE)
+    assert_in_sync(model)
+    single = train(tf.distribute.get_strategy(), settings, given, starts=LARGE)
+    differing = weights(model)["encoder"] != weights(single)["encoder"]
+    assert differing.mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [("global_clipnorm", [0.6, 0.8]), ("clipnorm", [0.6, 0.8])],
+)
+def test_clipping_acts_on_the_reduced_gradient(clip, expected):
+    # Means over the batch of [30, 0] and [0, 40], one replica each.
+    given = {"encoder": np.array([[60.0, 0.0], [0.0, 80.0]], "float32")}
+    model = train(
+        mirrored(), {clip: 1.0}, given, starts={"encoder": np.ones(2)}
+    )
+    seen = np.sqrt(slot(model.optimizer, "v", "encoder/w"))
+    np.testing.assert_allclose(seen, expected, rtol=1e-6)
+
+
+def test_repeated_embedding_rows_are_summed_over_replicas():
+    def build(one_hot):
+        tokens = keras.Input((3,), dtype="int32")
+        if one_hot:
+            rows = keras.ops.one_hot(tokens, 5)
+            embedded = keras.layers.Dense(2, use_bias=False)(rows)
+        else:
+            embedded = keras.layers.Embedding(5, 2)(tokens)
+        model = keras.Model(tokens, embedded)
+        model.set_weights([np.linspace(-1, 1, 10).reshape(5, 2)])
+        return model
+
+    tokens = np.array([[0, 0, 1], [0, 3, 3]], "int32")
+    targets = np.random.default_rng(0).normal(size=(2, 3, 2))
+    found = []
+    for strategy, one_hot in (
+        (mirrored(), False),
+        (tf.distribute.get_strategy(), True),
+    ):
+        with strategy.scope():
+            model = build(one_hot)
+            model.compile(Adafactor(0.1, clipnorm=0.1), loss="mse")
+        model.fit(tokens, targets, batch_size=2, epochs=3, verbose=0)
+        found.append(model.get_weights()[0])
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+# NaN and infinity on one replica only.
+
+BAD_BATCH = 2
+
+
+def poisoned(value):
+    given = gradients(12, SHAPES)
+    given["bias"][2 * BAD_BATCH + 1, 3] = value  # the second replica's
+    return given
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_bad_replica_skips_the_step_on_all(value):
+    settings = {"skip_nonfinite": "step", "beta_1": 0.9}
+    model = train(mirrored(), settings, poisoned(value))
+    assert_in_sync(model)
+    bad = [2 * BAD_BATCH, 2 * BAD_BATCH + 1]
+    rest = {
+        name: np.delete(g, bad, axis=0) for name, g in poisoned(value).items()
+    }
+    clean = train(mirrored(), settings, rest)
+    for name, weight in weights(clean).items():
+        np.testing.assert_array_equal(weights(model)[name], weight)
+    assert int(as_numpy(model.optimizer.iterations)) == 5
+    assert int(as_numpy(model.optimizer.skipped_updates)) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_one_bad_replica_skips_the_variable_on_all(value, accumulate):
+    settings = {"gradient_accumulation_steps": accumulate}
+    model = train(mirrored(), settings, poisoned(value))
+    assert_in_sync(model)
+    assert_equal_to_one_device(model, settings, poisoned(value))
+    assert int(as_numpy(model.optimizer.skipped_updates)) == 1
+    assert np.isfinite(weights(model)["bias"]).all()
+
+
+def test_loss_scale_optimizer_keeps_replicas_in_sync():
+    given = gradients(8, SHAPES)
+    wrap = keras.optimizers.LossScaleOptimizer
+    settings = {"use_ema": True, "beta_1": 0.9}
+    model = train(mirrored(), settings, given, wrap=wrap)
+    assert_in_sync(model)
+    single = train(tf.distribute.get_strategy(), settings, given, wrap=wrap)
+    for name, weight in weights(single).items():
+        np.testing.assert_allclose(
+            weights(model)[name], weight, rtol=2e-6, atol=2e-6
+        )
+
+
+def test_loss_scale_optimizer_overlooks_a_replica_but_the_guard_does_not():
+    # Keras asks the first replica alone whether the gradients are finite.
+    settings = {"skip_nonfinite": "step"}
+    model = train(
+        mirrored(),
+        settings,
+        poisoned(np.inf),
+        wrap=keras.optimizers.LossScaleOptimizer,
+    )
+    assert_in_sync(model)
+    inner = model.optimizer.inner_optimizer
+    assert int(as_numpy(inner.skipped_updates)) == 1
+    assert all(np.isfinite(w).all() for w in weights(model).values())
+
+
+# Where the optimizer is made and built.
+
+
+def test_optimizer_built_outside_the_scope_is_mirrored():
+    strategy = mirrored()
+    with strategy.scope():
+        optimizer = Adafactor(0.1, use_ema=True, beta_1=0.9)
+        model = probe_model(STARTS, optimizer)
+    optimizer.build(model.trainable_variables)
+    given = gradients(8, SHAPES)
+    fit(model, given, batch_size=2)
+    assert_in_sync(model)
+    settings = {"learning_rate": 0.1, "use_ema": True, "beta_1": 0.9}
+    assert_equal_to_one_device(model, settings, given)
+
+
+def test_optimizer_made_outside_the_scope_is_refused():
+    optimizer = Adafactor()
+    with mirrored().scope():
+        model = probe_model(STARTS)
+    with pytest.raises((ValueError, RuntimeError)):
+        model.compile(optimizer, loss=mean_output)
+        fit(model, gradients(4, SHAPES), batch_size=2)
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_mirrored_model_is_saved_and_resumed_on_one_device(
+    tmp_path, accumulate
+):
+    settings = {
+        "beta_1": 0.9,
+        "use_ema": True,
+        "gradient_accumulation_steps": accumulate,
+    }
+    given = gradients(12, SHAPES)
+    first = {name: g[:6] for name, g in given.items()}
+    second = {name: g[6:] for name, g in given.items()}
+    model = train(mirrored(), settings, first)
+    model.save(tmp_path / "model.keras")
+    fit(model, second, batch_size=2)
+    single = keras.models.load_model(tmp_path / "model.keras")
+    fit(single, second, batch_size=2)
+    with mirrored().scope():
+        again = keras.models.load_model(tmp_path / "model.keras")
+    fit(again, second, batch_size=2)
+    assert_in_sync(again)
+    for name, weight in weights(model).items():
+        np.testing.assert_array_equal(weights(again)[name], weight)
+        np.testing.assert_allclose(
+            weights(single)[name], weight, rtol=2e-6, atol=2e-6
+        )
+
+
+# What a TPU would compile.
+
+CORES = 2
+
+
+def fake_tpu_strategy():
+    """A `TPUStrategy` that traces: its variables live on CPU devices."""
+    device = "/job:localhost/replica:0/task:0/device:TPU:{}"
+    metadata = types.SimpleNamespace(
+        num_cores=CORES,
+        num_hosts=1,
+        num_of_cores_per_host=CORES,
+        topology=None,
+        devices=[
+            types.SimpleNamespace(name=device.format(i), device_type="TPU")
+            for i in range(CORES)
+        ],
+    )
+    resolver = types.SimpleNamespace(
+        master=lambda: "",
+        cluster_spec=lambda: None,
+        get_tpu_system_metadata=lambda: metadata,
+    )
+    strategy = tf.distribute.TPUStrategy(resolver)
+    if not hasattr(strategy.extended, "_tpu_devices"):
+        pytest.skip(
+            f"TensorFlow {tf.__version__} keeps a TPUStrategy's devices "
+            "elsewhere: find where, to trace without a TPU."
+        )
+    cpus = [d.name for d in tf.config.list_logical_devices("CPU")]
+    strategy.extended._tpu_devices = np.array([[d] for d in cpus[:CORES]])
+    return strategy
+
+
+def traced_ops(settings, dtype="float32", wrap=None):
+    """Counts of the operations in the graph of one step on a TPU."""
+    strategy = fake_tpu_strategy()
+    shapes = [(64, 64), (3, 3, 4, 8), (5,), ()]
+    with strategy.scope():
+        variables = [
+            keras.Variable(np.ones(shape), dtype=dtype, name=f"w{i}")
+            for i, shape in enumerate(shapes)
+        ]
+        optimizer = Adafactor(**settings)
+        if wrap:
+            optimizer = wrap(optimizer)
+        optimizer.build(variables)
+
+    @tf.function
+    def step(*gradients):
+        strategy.run(
+            lambda *gs: optimizer.apply(list(gs), variables), args=gradients
+        )
+
+    graph = step.get_concrete_function(
+        *(tf.TensorSpec(shape, dtype) for shape in shapes)
+    ).graph.as_graph_def()
+    nodes = [*graph.node]
+    for function in graph.library.function:
+        nodes += function.node_def
+    return collections.Counter(node.op for node in nodes), len(shapes)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *SETTINGS,
+        {"gradient_accumulation_steps": 2, "skip_nonfinite": None},
+        {"gradient_accumulation_steps": 2, "skip_nonfinite": "variable"},
+        {"gradient_accumulation_steps": 2, "skip_nonfinite": "step"},
+        {"beta_1": 0.9, "momentum_dtype": "int8"},
+        {"record_update_rms": True, "warmup_steps": 10},
+    ],
+    ids=str,
+)
+def test_tpu_step_sums_every_gradient_once(settings):
+    count, gradients = traced_ops(settings)
+    assert count["CrossReplicaSum"] == gradients
+    assert count["TPUReplicateMetadata"] == 1
+    assert not [op for op in count if "Scatter" in op or "PyFunc" in op]
+
+
+@pytest.mark.parametrize("guard", ["variable", "step", None])
+def test_tpu_step_of_bfloat16_weights_sums_every_gradient_once(guard):
+    count, gradients = traced_ops({"skip_nonfinite": guard}, "bfloat16")
+    assert count["CrossReplicaSum"] == gradients
+    assert not [op for op in count if "Scatter" in op or "Random" in op]
+
+
+def test_tpu_step_under_loss_scaling_traces():
+    count, gradients = traced_ops(
+        {"gradient_accumulation_steps": 2},
+        wrap=keras.optimizers.LossScaleOptimizer,
+    )
+    assert count["CrossReplicaSum"] == gradients
