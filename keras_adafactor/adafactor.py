@@ -20,9 +20,9 @@ from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import factored_mean
 from keras_adafactor.functional.moments import power_decay_rate
 from keras_adafactor.functional.moments import precondition_by_factors
-from keras_adafactor.functional.scaling import clip_by_rms
 from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms
+from keras_adafactor.functional.scaling import rms_clip_scale
 from keras_adafactor.storage import StateSpec
 from keras_adafactor.update_rule import OptimizerKeywords
 from keras_adafactor.update_rule import UpdateRuleOptimizer
@@ -318,16 +318,18 @@ class Adafactor(UpdateRuleOptimizer):
             state |= {"v": v}
 
         # Line 9: clipping, of the whole variable or of each slice.
-        if "u_rms" in state:
+        if self.record_update_rms:
             state |= {"u_rms": ops.squeeze(rms(u))}
+        clip = 1.0
         if self.clip_threshold is not None:
-            u = clip_by_rms(u, self.clip_threshold, within)
-        if self.beta_1 is not None:
-            u = ema(state["m"], u, 1.0 - self.beta_1)
-            state |= {"m": u}
+            clip = rms_clip_scale(u, self.clip_threshold, within)
 
         # Lines 4 and 10: the step.
-        return self._step_size(x, t, lr, path, within) * u, state
+        alpha = self._step_size(x, t, lr, path, within)
+        if self.beta_1 is None:
+            return (alpha * clip) * u, state
+        m = ema(state["m"], clip * u, 1.0 - self.beta_1)
+        return alpha * m, state | {"m": m}
 
     def _decay_rate(self, t):
         """`1 - beta_2t`."""

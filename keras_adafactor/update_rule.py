@@ -378,10 +378,10 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 update,
                 lambda: (old, ops.zeros((), dtype="int32")),
             )
-            kept = ops.where(complete, ops.zeros_like(total), total)
+            kept = backend.select(complete, ops.zeros_like(total), total)
             if finite is not None:
                 before = ops.convert_to_tensor(plan.accumulator)
-                kept = ops.where(finite, kept, before)
+                kept = backend.select(finite, kept, before)
             self.assign(plan.accumulator, kept)
         for target, value in zip(targets, new, strict=True):
             self.assign(target, value)
@@ -404,7 +404,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             ops.cast(self.iterations, "int32") + 1,
         )
         average = ops.cast(average, old.dtype)
-        self.assign(plan.average, ops.where(moves, average, old))
+        self.assign(plan.average, backend.select(moves, average, old))
 
     def _averaged(self, average, x, step):
         # The first average is the first value, as in Keras.
@@ -440,12 +440,12 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         if plan.average is not None:
             if self.skip_nonfinite == "variable":
                 # The average goes on, of a variable that stays where it was.
-                x = ops.where(finite, x, ops.cast(old[0], dtype))
+                x = backend.select(finite, x, ops.cast(old[0], dtype))
             average = self._averaged(ops.cast(old[1], dtype), x, step)
             averages = [self._rounded(average, dtypes[1], step, next(keys))]
             if self.ema_overwrite_frequency:
                 overwrite = ops.equal(step % self.ema_overwrite_frequency, 0)
-                x = ops.where(overwrite, average, x)
+                x = backend.select(overwrite, average, x)
         new = [self._rounded(x, dtypes[0], step, next(keys)), *averages]
         for name, spec in plan.specs.items():
             new += spec.encode(state[name], step, next(keys))
@@ -454,7 +454,9 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             return new, ops.zeros((), dtype="int32")
         if self.skip_nonfinite == "variable":
             old = [old[0], *new[1 : 1 + len(averages)], *slots]
-        new = [ops.where(finite, n, o) for n, o in zip(new, old, strict=True)]
+        new = [
+            backend.select(finite, n, o) for n, o in zip(new, old, strict=True)
+        ]
         return new, ops.cast(ops.logical_not(finite), "int32")
 
     def _decode(self, plan, slots, dtype):

@@ -8,14 +8,21 @@ from keras import ops
 
 def rms(x, axis=None):
     """`sqrt(mean(x ** 2))` with the reduced axes kept at size 1."""
-    return ops.sqrt(ops.mean(ops.square(x), axis=axis, keepdims=True))
+    axes = range(len(x.shape)) if axis is None else axis
+    square = ops.square(x)
+    # The last axis first: XLA reduces to a scalar on one core of a CPU only.
+    for stage in (axes[-1:], axes[:-1]):
+        if len(stage):
+            square = ops.mean(square, axis=tuple(stage), keepdims=True)
+    return ops.sqrt(square)
 
 
-def clip_by_rms(x, threshold, axis=None):
-    """`x / max(1, rms(x) / threshold)`.
+def rms_clip_scale(x, threshold, axis=None):
+    """`1 / max(1, rms(x) / threshold)`, by which `x` is to be multiplied.
 
     Paper, section 6. Larger values are brought to the threshold, smaller ones
-    stay as they are.
+    stay as they are. A factor, so that it can join the step size and cost no
+    pass over `x`.
 
     Args:
         x: Tensor.
@@ -23,9 +30,9 @@ def clip_by_rms(x, threshold, axis=None):
         axis: Axes of one slice.
 
     Returns:
-        Tensor of the same shape, with an RMS of at most `threshold`.
+        Tensor in (0, 1] with the reduced axes kept at size 1.
     """
-    return x / ops.maximum(1.0, rms(x, axis) / threshold)
+    return 1.0 / ops.maximum(1.0, rms(x, axis) / threshold)
 
 
 def parameter_scale(x, floor, ceiling=None, axis=None):
