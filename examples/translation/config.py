@@ -132,7 +132,7 @@ class TranslationConfig:
     model_dim: int = _field(128, "Width of the model.", minimum=2)
     ff_dim: int = _field(512, "Width of the feed-forward layers.", minimum=1)
     num_heads: int = _field(4, "Attention heads.", minimum=1)
-    dropout: float = _field(0.1, "Dropout rate.", minimum=0.0, below=1.0)
+    dropout: float = _field(0.0, "Dropout rate.", minimum=0.0, below=1.0)
     norm: str = _field(
         "pre", "Layer normalization before or after.", choices=("pre", "post")
     )

@@ -91,8 +91,12 @@ def _scheduled(constructor, **settings):
 
 
 def _relative_step_cap(config):
-    """The cap of the Adafactor paper."""
-    return 0.01
+    """The cap of the Adafactor paper, which 1 / sqrt(t) meets at 10,000 steps.
+
+    A run of `tiny` is over before that. With 0.04, met at 625 steps, its
+    validation loss after 500 was 1.79, with 0.02 1.98, with 0.01 2.26.
+    """
+    return 0.04 if config.preset == "tiny" else 0.01
 
 
 def _transformer_peak(config):

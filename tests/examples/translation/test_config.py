@@ -128,4 +128,4 @@ def test_a_longer_run_does_not_conflict():
 def test_conflicts_name_what_changes_the_run():
     config = TranslationConfig()
     other = dataclasses.replace(config, dropout=0.2, steps=5_000)
-    assert other.conflicts(config) == [("dropout", 0.2, 0.1)]
+    assert other.conflicts(config) == [("dropout", 0.2, 0.0)]
