@@ -78,7 +78,8 @@ def beam_search(
     memories = model.decoder.project(memory)
 
     pieces = np.arange(model.vocab_size)
-    allowed = (
+    last = pieces == eos_id
+    before_last = (
         (pieces < model.piece_count) & (pieces != PAD_ID) & (pieces != bos_id)
     )
     penalties = (
@@ -94,12 +95,8 @@ def beam_search(
             source_segments,
             state["caches"],
         )
-        is_last = index == max_decode_length - 1
-        log_probs = ops.where(
-            allowed & ((pieces == eos_id) | ~is_last),
-            ops.log_softmax(logits),
-            -np.inf,
-        )
+        allowed = ops.where(index < max_decode_length - 1, before_last, last)
+        log_probs = ops.where(allowed, ops.log_softmax(logits), -np.inf)
         log_probs = state["live_log_probs"][:, :, None] + ops.reshape(
             log_probs, (-1, beam_size, model.vocab_size)
         )

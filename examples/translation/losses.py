@@ -21,10 +21,9 @@ class SmoothedCrossEntropy(keras.losses.Loss):
     pieces of the batch that a step sees: packing, bucketing and padding do not
     change what a piece counts. Where one update is made of several batches,
     that is replicas under `tf.distribute` and gradient accumulation, Keras
-    takes the mean of their means: a piece of a batch with fewer pieces then
-    counts for more, by the ratio of the piece counts (a few per cent between
-    batches of one bucket plan). JAX data parallelism sees the global batch, so
-    there the mean is over all of it.
+    takes the mean of their means: a piece counts for more in a batch that has
+    fewer of them. JAX data parallelism sees the global batch, so there the
+    mean is over all of it.
 
     Args:
         label_smoothing: s in [0, 1).

@@ -240,7 +240,8 @@ class Transformer(keras.Model):
         num_heads: Attention heads.
         dropout: Rate in [0, 1), for embeddings, attention weights, the inside
             of the feed-forward networks and the output of each sublayer. The
-            paper drops the first and the last, its code all four.
+            paper drops the first and the last, its code all four. Masks are
+            shared by the positions of a row, see `layers.shared_dropout`.
         norm: `"pre"` or `"post"`, see `layers.Residual`. The paper's is post.
         tie_embeddings: `False` gives source, target and output projection a
             matrix each.
