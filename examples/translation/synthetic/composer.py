@@ -102,8 +102,7 @@ class Composer:
     def _name(self) -> syntax.Name:
         """A name of random syllables, which can only be copied."""
         syllables = [
-            self._choice(_ONSETS) + self._choice(_NUCLEI)
-            for _ in range(self._integer(2, 3))
+            self._choice(_ONSETS) + self._choice(_NUCLEI) for _ in range(2)
         ]
         text = "".join(syllables) + self._choice(_CODAS)
         return syntax.Name(text.capitalize())
@@ -127,7 +126,7 @@ class Composer:
     ) -> tuple[lexicon.Adjective, ...]:
         """Up to two adjectives, in their order before a noun."""
         draw = self._random()
-        count = 0 if draw > 0.4 else 1 if draw > 0.07 else 2
+        count = 0 if draw > 0.45 else 1 if draw > 0.08 else 2
         drawn = (self._adjective(noun) for _ in range(min(count, most)))
         adjectives = (adjective for adjective in drawn if adjective)
         return tuple(sorted(adjectives, key=operator.attrgetter("rank")))
@@ -229,7 +228,7 @@ class Composer:
         draw = self._random()
         if draw < 0.3:
             return self._choice(selection.PRONOUNS), selection.ANYONE
-        if draw < 0.36:
+        if draw < 0.34:
             return self._name(), selection.ANYONE
         phrase = self._noun_phrase(selection.PEOPLE, depth=depth)
         return phrase, phrase.noun
@@ -349,7 +348,7 @@ class Composer:
         quantified = clause.negated or _is_quantified(clause.subject)
         if not ahead and not quantified and self._chance(0.1):
             clause.frequency = self._choice(lexicon.FREQUENCIES)
-        elif self._chance(0.35 if depth == 0 else 0.1):
+        elif self._chance(0.45 if depth == 0 else 0.1):
             clause.fronted = depth == 0 and (closed or self._chance(0.35))
             if clause.fronted or not closed:
                 clause.time = self._time("future" if ahead else clause.tense)
@@ -361,7 +360,7 @@ class Composer:
             not clause.place
             and not clause.goal
             and selection.has_setting(verb)
-            and self._chance(0.22)
+            and self._chance(0.3)
         ):
             clause.place = self._setting()
 

@@ -390,30 +390,30 @@ def _relative_clause(clause: syntax.Clause) -> list[str]:
     return _verb_final(clause)
 
 
-def _infinitive(clause: syntax.Clause) -> list[str]:
-    """`das Zimmer aufzuräumen`, `das Buch zu suchen`."""
+def _infinitive(embedded: syntax.Infinitive) -> list[str]:
+    """`, das Zimmer aufzuräumen,`; a bare `zu singen` takes no commas."""
+    conjunction = embedded.conjunctions[1]
+    clause = embedded.clause
     verb = clause.verb
     if verb.prefix:
         infinitive = [verb.prefix + "zu" + verb.infinitive]
     else:
         infinitive = ["zu", verb.infinitive]
-    return [
+    words = [
+        *([conjunction] if conjunction else []),
         *_pronouns(clause),
         *_middle_field(clause),
         *infinitive,
         *_postfield(clause),
     ]
+    return words if words == infinitive else [_COMMA, *words, _COMMA]
 
 
 def _embedded(embedded: syntax.Subordinate | syntax.Infinitive) -> list[str]:
-    """A clause between commas; a bare `zu singen` goes without."""
-    conjunction = [embedded.conjunctions[1]] if embedded.conjunctions[1] else []
-    if isinstance(embedded, syntax.Subordinate):
-        return [_COMMA, *conjunction, *_verb_final(embedded.clause), _COMMA]
-    words = conjunction + _infinitive(embedded.clause)
-    if len(words) <= 2:
-        return words
-    return [_COMMA, *words, _COMMA]
+    if isinstance(embedded, syntax.Infinitive):
+        return _infinitive(embedded)
+    conjunction = embedded.conjunctions[1]
+    return [_COMMA, conjunction, *_verb_final(embedded.clause), _COMMA]
 
 
 def sentence(tree: syntax.Sentence) -> str:

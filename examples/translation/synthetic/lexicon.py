@@ -41,7 +41,8 @@ _KIND_GROUPS = {
     "animate": "person animal",
     "place": "building room outdoor",
     "goods": "portable text clothing",
-    "wares": "portable clothing book",
+    "wares": "portable clothing book furniture",
+    "fitting": "furniture opening",
     "meal": "food drink",
     "concrete": "person animal vehicle building portable clothing furniture",
 }
@@ -107,13 +108,10 @@ father          der Vater, -s, ¨-             person kin parent
 sister          die Schwester, -, -n          person kin
 brother         der Bruder, -s, ¨-            person kin
 friend          der Freund, -es, -e           person kin
-neighbour       der Nachbar, -n, -n           person kin
 teacher         der Lehrer, -s, -             person kin
 student         der Student, -en, -en         person kin
 doctor          der Arzt, -es, ¨-e            person kin
-gardener        der Gärtner, -s, -            person kin
 queen           die Königin, -, -nen          person
-guest           der Gast, -es, ¨-e            person kin
 dog             der Hund, -es, -e             animal
 cat             die Katze, -, -n              animal
 horse           das Pferd, -es, -e            animal
@@ -123,50 +121,39 @@ mouse/mice      die Maus, -, ¨-e              animal
 book            das Buch, -es, ¨-er           text
 letter          der Brief, -es, -e            text
 story           die Geschichte, -, -n         text
-poem            das Gedicht, -s, -e           text
 key             der Schlüssel, -s, -          portable
 bag             die Tasche, -, -n             portable  in=in
 box             die Kiste, -, -n              portable  in=in
 picture         das Bild, -es, -er            portable
-gift            das Geschenk, -s, -e          portable
 flower          die Blume, -, -n              portable
 hat             der Hut, -es, ¨-e             clothing
 coat            der Mantel, -s, ¨-            clothing
 dress           das Kleid, -es, -er           clothing
-jacket          die Jacke, -, -n              clothing
 lamp            die Lampe, -, -n              device
 computer        der Computer, -s, -           device
-machine         die Maschine, -, -n           device
-clock           die Uhr, -, -en               device
 car             das Auto, -s, -s              vehicle
 train           der Zug, -es, ¨-e             vehicle
 bus             der Bus, -ses, -se            vehicle
-bicycle         das Fahrrad, -s, ¨-er         vehicle
 table           der Tisch, -es, -e            furniture  on=auf under=unter
 chair           der Stuhl, -s, ¨-e            furniture  on=auf under=unter
 door            die Tür, -, -en               opening
 window          das Fenster, -s, -            opening
-roof            das Dach, -es, ¨-er           opening
 name            der Name, -ns, -n             name
 apple           der Apfel, -s, ¨-             food
 cake            der Kuchen, -s, -             food
-egg             das Ei, -s, -er               food
 soup            die Suppe, -, -n              food
 bread           das Brot, -es, -e             mass food
-cheese          der Käse, -s, -               mass food
 milk            die Milch, -, -               mass drink
 coffee          der Kaffee, -s, -s            mass drink
 water           das Wasser, -s, -             mass drink
 house           das Haus, -es, ¨-er           building  in=in to=in
 school          die Schule, -, -n             building  at=in to=in
 church          die Kirche, -, -n             building  in=in to=in
-hospital        das Krankenhaus, -es, ¨-er    building  in=in to=in
 station         der Bahnhof, -s, ¨-e          building  at=an to=zu
 castle          das Schloss, -es, ¨-er        building  in=in to=zu
 bridge          die Brücke, -, -n             building  on=auf to=zu
 kitchen         die Küche, -, -n              room      in=in to=in
 room            das Zimmer, -s, -             room      in=in to=in
-workshop        die Werkstatt, -, ¨-en        room      in=in to=in
 garden          der Garten, -s, ¨-            outdoor   in=in to=in
 forest          der Wald, -es, ¨-er           outdoor   in=in to=in
 city            die Stadt, -, ¨-e             outdoor   in=in to=in
@@ -174,7 +161,6 @@ village         das Dorf, -es, ¨-er           outdoor   in=in to=in
 beach           der Strand, -es, ¨-e          outdoor   on=an to=an
 market          der Markt, -es, ¨-e           outdoor   at=auf to=auf
 lake            der See, -s, -n               outdoor   at=an to=zu
-park            der Park, -s, -s              outdoor   in=in to=in
 """
 
 
@@ -220,18 +206,27 @@ NOUNS = tuple(_noun(*row) for row in _rows(_NOUNS))
 NOUN = {noun.singular: noun for noun in NOUNS}
 
 
+_ALL_KINDS = frozenset(kind for noun in NOUNS for kind in noun.kinds)
+
+
 def nouns(selection: str) -> tuple[Noun, ...]:
-    """The nouns of the kinds in `selection`."""
+    """The nouns of the kinds in `selection`.
+
+    Raises:
+        ValueError: if no noun is of one of the kinds.
+    """
     kinds = _kinds(selection)
+    if not kinds <= _ALL_KINDS:
+        unknown = sorted(kinds - _ALL_KINDS)
+        raise ValueError(f"No noun is of the kinds {unknown} in {selection!r}")
     return tuple(noun for noun in NOUNS if noun.is_a(kinds))
 
 
-# Inalienable things and what they are part of: `the roof of the house`.
+# Inalienable things and what they are part of: `the door of the house`.
 _PARTS = """
-roof     house school church hospital station castle
-door     house school church hospital castle room kitchen car
+door     house school church castle room kitchen car
 window   house school church castle room kitchen car bus
-name     person village city lake station hospital
+name     person village city lake station
 story    queen bear village castle
 """
 
@@ -250,7 +245,7 @@ class Adjective:
         predicative: the German positive without an ending.
         rank: place in the order of adjectives before a noun.
         gradable: whether it has a comparative.
-        kinds: the nouns it describes.
+        nouns: what it can describe.
     """
 
     english: tuple[str, str, str]
@@ -258,39 +253,32 @@ class Adjective:
     predicative: str
     rank: int
     gradable: bool
-    kinds: frozenset[str]
+    nouns: tuple[Noun, ...]
 
 
 _ADJECTIVES = """
 good/better/best  gut/besser/best           animal meal text doctor teacher
 beautiful/more    schön                     animal goods place name
-interesting/more  interessant               text picture city village
 famous/more       berühmt                   person castle picture text
 friendly          freundlich                person
 happy             glücklich                 person
 hungry            hungrig                   animate
 tired/more        müde                      animate
-sick/-            krank                     animate
 strong            stark/stärker/stärkst     animal coffee man
-expensive/more    teuer                     wares vehicle device furniture
-cheap             billig                    wares vehicle device furniture
-fast              schnell                   vehicle horse dog computer
+expensive/more    teuer                     wares vehicle device
+cheap             billig                    wares vehicle device
 heavy             schwer                    portable furniture
-dirty             schmutzig                 vehicle clothing room window dog
-big               groß/größer/größt         animal vehicle opening place
+big               groß/größer/größt         animal vehicle fitting place
 small             klein                     animal wares vehicle place
 long              lang/länger/längst        text train dress coat bridge
-old               alt/älter/ältest          animate goods opening place
+old               alt/älter/ältest          animate goods fitting place
 young             jung/jünger/jüngst        kin man woman girl queen animal
-new               neu/neuer/neuest          goods vehicle device roof
-modern/more       modern                    building device vehicle room
-quiet             ruhig                     room outdoor
+new               neu/neuer/neuest          goods vehicle device school
 dark              dunkel                    room forest coat dress house
 cold              kalt/kälter/kältest       drink soup room lake
 hot               heiß                      soup coffee water
-fresh             frisch                    egg bread milk cheese apple
+fresh             frisch                    apple cake bread milk
 red/-             rot                       clothing vehicle flower apple door
-green/-           grün                      clothing vehicle bird bag roof
 blue/-            blau                      clothing vehicle flower bird box
 black/-           schwarz                   clothing animal car bag
 white/-           weiß                      clothing animal house flower
@@ -317,7 +305,7 @@ def _adjective(rank: int, english: str, german: str, kinds: str) -> Adjective:
         predicative=predicative,
         rank=rank,
         gradable=degrees != ["-"],
-        kinds=_kinds(kinds),
+        nouns=nouns(kinds),
     )
 
 
@@ -330,10 +318,10 @@ ADJECTIVE = {adjective.english[0]: adjective for adjective in ADJECTIVES}
 _DIMENSIONS = """
 price     expensive cheap
 size      big small long
-age       old young new modern fresh
+age       old young new fresh
 heat      cold hot
-colour    red green blue black white dark
-condition  hungry tired sick strong happy
+colour    red blue black white dark
+state     hungry tired strong happy
 """
 
 DIMENSION = {adjective: adjective.english[0] for adjective in ADJECTIVES} | {
@@ -344,7 +332,7 @@ DIMENSION = {adjective: adjective.english[0] for adjective in ADJECTIVES} | {
 """The dimension of each adjective, its own if no other shares it."""
 
 ADJECTIVES_FOR = {
-    noun: tuple(a for a in ADJECTIVES if noun.is_a(a.kinds)) for noun in NOUNS
+    noun: tuple(a for a in ADJECTIVES if noun in a.nouns) for noun in NOUNS
 }
 """The adjectives that can describe each noun."""
 
@@ -394,27 +382,21 @@ find/found/found      finden, findet, gefunden          > goods dog cat
 buy/bought/bought     kaufen                            > goods meal car
 sell/sold/sold        verkaufen                         > goods meal car
 repair                reparieren                        > vehicle device
-clean                 putzen                            > window vehicle
 write/wrote/written   schreiben, schreibt, geschrieben  > text
 open                  auf|machen                        > door window box
-close                 schließen, schließt, geschlossen  > door window bag
 visit                 besuchen                          > person outdoor castle
 build/built/built     bauen                             > building
-paint                 streichen, streicht, gestrichen   > house room roof chair
+paint                 streichen, streicht, gestrichen   > house room door chair
 carry                 tragen, trägt, getragen           > portable chair table
 eat/ate/eaten         essen, isst, gegessen             > food
 drink/drank/drunk     trinken, trinkt, getrunken        > drink
-prepare               zu|bereiten                       > soup cake coffee
 tidy up               auf|räumen                        > room
-pick up               ab|holen                          > person gift
+pick up               ab|holen                          > person flower
 turn on               ein|schalten                      > device
 invite                ein|laden, lädt, geladen          > person
-call                  an|rufen, ruft, gerufen           > person
-try on                an|probieren                      > clothing
 bring/brought/brought back  zurück|bringen, bringt, gebracht  > goods
 lose/lost/lost        verlieren, verliert, verloren     > portable hat
 forget/forgot/forgotten  vergessen, vergisst, vergessen  > portable name
-hide/hid/hidden       verstecken                        > goods
 feed/fed/fed          füttern                           > animal
 catch/caught/caught   fangen, fängt, gefangen           cat dog > mouse bird
 """
@@ -428,7 +410,6 @@ _TRANSITIVE_STATES = """
 love                  lieben                            > animate
 know/knew/known       kennen, kennt, gekannt            > person text
 like                  mögen, mag, gemocht               > animal meal
-need                  brauchen                          > goods device
 """
 
 _DATIVE = """
@@ -441,8 +422,7 @@ answer                antworten                         > person
 _DITRANSITIVE = """
 give/gave/given       geben, gibt, gegeben              > goods animal
 show/showed/shown     zeigen                            > goods car place
-send/sent/sent        schicken                          > text gift flower
-lend/lent/lent        leihen, leiht, geliehen           > goods car
+send/sent/sent        schicken                          > text flower
 bring/brought/brought  bringen, bringt, gebracht        > meal portable
 offer                 an|bieten, bietet, geboten        > meal chair
 """
@@ -453,9 +433,7 @@ _PREPOSITIONAL = """
 wait for              warten auf+acc                    > person bus train
 talk about            sprechen über+acc, spricht, gesprochen  > animate city
 think/thought/thought of  denken an+acc, denkt, gedacht  > person
-dream of              träumen von+dat                   > animal outdoor
 play with             spielen mit+dat                   child girl > animal
-look after            sich kümmern um+acc               > animate
 remember              sich erinnern an+acc              > person story
 look for              suchen +acc                       > goods animal
 listen to             zu|hören +dat                     > person
@@ -469,12 +447,8 @@ _INTRANSITIVE = """
 sleep/slept/slept     schlafen, schläft, geschlafen     animate
 work                  arbeiten
 sing/sang/sung        singen, singt, gesungen           person bird
-dance                 tanzen
 laugh                 lachen
-bark                  bellen, bellt, gebellt            dog
 rest                  sich aus|ruhen                    animate
-hurry                 sich beeilen
-get/got/got up        auf|stehen, steht, ist gestanden
 wake/woke/woken up    auf|wachen, wacht, ist gewacht    animate
 fall/fell/fallen asleep  ein|schlafen, schläft, ist geschlafen  animate
 arrive                an|kommen, kommt, ist gekommen    person bus train
@@ -485,7 +459,6 @@ leave/left/left       ab|fahren, fährt, ist gefahren    bus train
 _MOTION = """
 go/went/gone          gehen, geht, ist gegangen         > place
 run/ran/run           laufen, läuft, ist gelaufen       animate > place
-travel/travelled/travelled  fahren, fährt, ist gefahren  > outdoor castle
 come/came/come        kommen, kommt, ist gekommen       > place
 return                zurück|kehren, kehrt, ist gekehrt  > place
 """
@@ -499,9 +472,7 @@ snow                  schneien
 _REPORTING = """
 say/said/said         sagen
 hope                  hoffen
-hear/heard/heard      hören
 believe               glauben
-think/thought/thought  denken, denkt, gedacht
 """
 
 # Take a clause with `whether` and `ob`.
@@ -514,16 +485,14 @@ _CONTROL = """
 try                   versuchen                         animate
 promise               versprechen, verspricht, versprochen
 forget/forgot/forgotten  vergessen, vergisst, vergessen
-decide                beschließen, beschließt, beschlossen
-begin/began/begun     beginnen, beginnt, begonnen       animate
 """
 
 _MANNERS = """
-carefully    sorgfältig   write repair clean prepare close hide paint
-quickly      schnell      write eat run go close open work repair
-slowly       langsam      run go eat drink open work dance
-quietly      leise        sing talk close open laugh
-loudly       laut         sing laugh bark
+carefully    sorgfältig   write repair build paint
+quickly      schnell      write eat run go open work repair
+slowly       langsam      run go eat drink open work
+quietly      leise        sing talk open laugh
+loudly       laut         sing laugh
 patiently    geduldig     wait listen help answer show
 """
 

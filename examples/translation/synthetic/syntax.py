@@ -22,7 +22,7 @@ class NounPhrase:
             leaves out before -s and German before a name's.
         numeral: a number from two up (English, German), or None.
         degree: of the adjectives, 0 positive, 1 comparative, 2 superlative.
-        possessor: `the man` in `the man's dog`, `the house` in `the roof of
+        possessor: `the man` in `the man's dog`, `the house` in `the door of
             the house`; a trace makes it `whose`.
         attire: the clothing in `the man with the red hat`.
         relative: a relative clause with a trace of this noun. Only a noun
