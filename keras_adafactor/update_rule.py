@@ -524,6 +524,9 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         }
 
     def save_own_variables(self, store):
+        # Before it is built it has no state, as what loads it has.
+        if not self.built:
+            return
         for key, variable in self._stored().items():
             store[key] = variable.numpy()
 

@@ -182,7 +182,7 @@ def deserialize(data, custom_objects=None):
         return data
     if data.keys() == set(AxisGroups._fields):
         return AxisGroups(**{name: tuple(axes) for name, axes in data.items()})
-    if data.get("class_name") == "function":
+    if "class_name" in data:
         return keras.saving.deserialize_keras_object(data, custom_objects)
     return {
         regex: deserialize(groups, custom_objects)
