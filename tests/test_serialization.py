@@ -1,0 +1,621 @@
+"""What is saved is what comes back, or an error."""
+
+import copy
+import inspect
+import json
+import pickle
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from keras_adafactor import Adafactor
+from keras_adafactor import AxisGroups
+from keras_adafactor.update_rule import OptimizerKeywords
+from tests.probe import as_numpy
+from tests.probe import fit
+from tests.probe import gradients
+from tests.probe import probe_model
+from tests.probe import state
+from tests.probe import weights
+
+BACKEND = keras.backend.backend()
+
+STARTS = {
+    # Large enough for int8 momentum to be int8.
+    "encoder": np.linspace(-1, 1, 4096, dtype="float32").reshape(64, 64),
+    "bias": np.array([0.5, -1.0, 2.0, 0.1, 1.0], dtype="float32"),
+}
+SHAPES = {name: start.shape for name, start in STARTS.items()}
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def first_axis_is_batch(shape, path):
+    if len(shape) < 3:
+        return "auto"
+    return AxisGroups(rows=(1,), cols=(2,), batch=(0,))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def constant_rate():
+    return 0.25
+
+
+# The configuration.
+
+# Between them every argument has a value that is not its default.
+CONFIGURATIONS = {
+    "relative": {
+        "learning_rate": 0.25,
+        "beta_2_decay": -0.75,
+        "epsilon_1": 1e-20,
+        "epsilon_2": 0.01,
+        "clip_threshold": 2.0,
+        "warmup_steps": 5,
+        "max_parameter_scale": 2.0,
+        "exclude_from_parameter_scale": ["bias"],
+        "axis_groups": "last_two",
+        "min_dim_size_to_factor": 3,
+        "beta_2_cap": 0.99,
+        "step_offset": 3,
+        "beta_1": 0.8,
+        "momentum_dtype": "bfloat16",
+        "record_update_rms": True,
+        "weight_decay": 0.1,
+        "clipnorm": 1.0,
+        "use_ema": True,
+        "ema_momentum": 0.75,
+        "ema_overwrite_frequency": 3,
+        "loss_scale_factor": 8.0,
+        "gradient_accumulation_steps": 2,
+        "name": "mine",
+        "stochastic_rounding": False,
+        "skip_nonfinite": "step",
+    },
+    "absolute": {
+        "learning_rate": 0.25,
+        "relative_step": False,
+        "multiply_by_parameter_scale": False,
+        "factored": False,
+        "beta_2": 0.9,
+        "clip_threshold": None,
+        "clipvalue": 0.5,
+        "skip_nonfinite": None,
+    },
+    "global": {"global_clipnorm": 1.0, "weight_decay": 0.0},
+    "int8": {"beta_1": 0.9, "momentum_dtype": "int8"},
+}
+
+
+def optimizers():
+    made = {
+        name: Adafactor(**arguments)
+        for name, arguments in CONFIGURATIONS.items()
+    }
+    schedule = keras.optimizers.schedules.CosineDecay(0.25, 10)
+    made["schedule"] = Adafactor(schedule)
+    made["callable"] = Adafactor(constant_rate)
+    for name, groups in AXIS_GROUPS.items():
+        made[name] = Adafactor(axis_groups=groups)
+    return made
+
+
+AXIS_GROUPS = {
+    "groups": AxisGroups(rows=(-2,), cols=(-1,), batch=(0,)),
+    "function": first_axis_is_batch,
+    "table": {
+        "stacked": AxisGroups(rows=(1,), cols=(2,), batch=(0,)),
+        "attention/.*kernel": "last_two",
+        "experts": first_axis_is_batch,
+        ".*": "auto",
+    },
+}
+
+
+def test_configurations_leave_no_argument_out():
+    named = {key for given in CONFIGURATIONS.values() for key in given}
+    signature = inspect.signature(Adafactor.__init__).parameters
+    arguments = set(signature) - {"self", "kwargs"}
+    assert named == arguments | set(OptimizerKeywords.__annotations__)
+    for name, parameter in signature.items():
+        assert name in ("self", "kwargs") or any(
+            given.get(name, parameter.default) != parameter.default
+            for given in CONFIGURATIONS.values()
+        ), name
+
+
+@pytest.mark.parametrize("name", optimizers())
+@pytest.mark.parametrize(
+    "round_trip",
+    [
+        lambda o: Adafactor.from_config(o.get_config()),
+        lambda o: keras.saving.deserialize_keras_object(
+            json.loads(json.dumps(keras.saving.serialize_keras_object(o)))
+        ),
+        lambda o: keras.optimizers.deserialize(
+            json.loads(json.dumps(keras.optimizers.serialize(o)))
+        ),
+        lambda o: keras.optimizers.get(keras.optimizers.serialize(o)),
+    ],
+    ids=["from_config", "serialize_keras_object", "optimizers", "get"],
+)
+def test_configuration_comes_back(name, round_trip):
+    optimizer = optimizers()[name]
+    copied = round_trip(optimizer)
+    assert type(copied) is Adafactor
+    assert copied.get_config() == optimizer.get_config()
+    for key, value in CONFIGURATIONS.get(name, {}).items():
+        found = getattr(copied, key)
+        if key == "learning_rate":
+            found = float(as_numpy(found))
+        assert found == value, key
+    if name in AXIS_GROUPS:
+        assert copied.axis_groups == AXIS_GROUPS[name]
+
+
+def test_configuration_is_not_changed_by_reading_it():
+    config = optimizers()["table"].get_config()
+    kept = copy.deepcopy(config)
+    Adafactor.from_config(config)
+    assert config == kept
+
+
+def test_excluded_variables_come_back():
+    optimizer = Adafactor(weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "norm/.*"])
+    config = json.loads(json.dumps(optimizer.get_config()))
+    copied = Adafactor.from_config(config)
+    assert copied.get_config() == optimizer.get_config()
+    given = gradients(2, SHAPES)
+    found = []
+    for each in (optimizer, copied, Adafactor(weight_decay=0.5)):
+        model = probe_model(STARTS, each)
+        fit(model, given)
+        found.append(weights(model)["bias"])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
+def test_lambda_is_refused_with_a_reason():
+    optimizer = Adafactor(axis_groups=lambda shape, path: "auto")
+    with pytest.warns(UserWarning, match="lambda"):
+        config = optimizer.get_config()
+    with pytest.raises(ValueError, match="deserialization of a.*lambda"):
+        Adafactor.from_config(config)
+
+
+def test_unregistered_function_is_found_by_custom_objects():
+    def chosen(shape, path):
+        return "last_two"
+
+    optimizer = Adafactor(axis_groups=chosen)
+    config = keras.saving.serialize_keras_object(optimizer)
+    copied = keras.saving.deserialize_keras_object(
+        config, custom_objects={"chosen": chosen}
+    )
+    assert copied.axis_groups is chosen
+
+
+def test_the_name_alone_is_keras_own():
+    # By name there is no telling them apart; by configuration there is.
+    assert type(keras.optimizers.get("adafactor")) is (
+        keras.optimizers.Adafactor
+    )
+    ours = keras.optimizers.get(
+        {"class_name": "keras_adafactor>Adafactor", "config": {}}
+    )
+    assert type(ours) is Adafactor
+
+
+def test_copy_of_an_unbuilt_optimizer_is_independent():
+    optimizer = Adafactor(0.25, beta_1=0.9, axis_groups=AXIS_GROUPS["table"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Optimizer .* keeps the state")
+        copied = copy.deepcopy(optimizer)
+    assert copied.get_config() == optimizer.get_config()
+    copied.learning_rate = 0.5
+    assert float(as_numpy(optimizer.learning_rate)) == 0.25
+
+
+# Models in files.
+
+
+def assert_same_state(model, other):
+    ours, theirs = state(model), state(other)
+    for (name, x), (_, y) in zip(ours.items(), theirs.items(), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+RESUMED = {
+    "default": ({}, "float32"),
+    "momentum": ({"beta_1": 0.9}, "float32"),
+    "bfloat16_momentum": (
+        {"beta_1": 0.9, "momentum_dtype": "bfloat16"},
+        "float32",
+    ),
+    "int8_momentum": ({"beta_1": 0.9, "momentum_dtype": "int8"}, "float32"),
+    "accumulation": (
+        {"gradient_accumulation_steps": 2, "weight_decay": 0.1},
+        "float32",
+    ),
+    "averages": (
+        {"use_ema": True, "ema_overwrite_frequency": 2, "beta_2": 0.9},
+        "float32",
+    ),
+    "bfloat16_weights": (
+        {"use_ema": True, "gradient_accumulation_steps": 2},
+        "bfloat16",
+    ),
+    "float16_weights": ({"skip_nonfinite": "step"}, "float16"),
+    "everything_recorded": ({"record_update_rms": True}, "float32"),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("ending", ["keras", "weights.h5"])
+def test_resumed_training_is_bit_for_bit_the_same(tmp_path, name, ending):
+    settings, dtype = RESUMED[name]
+    keras.config.set_dtype_policy(dtype)
+    given = gradients(7, SHAPES)
+    # Three steps: in the middle of two to be accumulated.
+    first = {key: g[:3] for key, g in given.items()}
+    second = {key: g[3:] for key, g in given.items()}
+    model = probe_model(STARTS, Adafactor(0.1, **settings))
+    fit(model, first)
+    path = tmp_path / f"model.{ending}"
+    if ending == "keras":
+        model.save(path)
+        resumed = keras.models.load_model(path)
+    else:
+        model.save_weights(path)
+        resumed = probe_model(
+            {key: start * 0 for key, start in STARTS.items()},
+            Adafactor(0.1, **settings),
+        )
+        resumed.optimizer.build(resumed.trainable_variables)
+        resumed.load_weights(path)
+    assert type(resumed.optimizer) is Adafactor
+    assert_same_state(model, resumed)
+    fit(model, second)
+    fit(resumed, second)
+    assert_same_state(model, resumed)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+)
+def test_copied_model_is_the_same_and_independent(copied):
+    model = probe_model(STARTS, Adafactor(0.1, beta_1=0.9))
+    given = gradients(2, SHAPES)
+    fit(model, given)
+    before = state(model)
+    other = copied(model)
+    assert type(other.optimizer) is Adafactor
+    assert_same_state(model, other)
+    fit(other, given)
+    for name, value in state(model).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("ending", ["keras", "weights.h5"])
+def test_model_that_was_never_trained_is_saved_and_loaded(tmp_path, ending):
+    model = probe_model(STARTS, Adafactor(0.1, beta_1=0.9))
+    path = tmp_path / f"model.{ending}"
+    given = gradients(2, SHAPES)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Optimizer .* keeps the state")
+        if ending == "keras":
+            model.save(path)
+            loaded = keras.models.load_model(path)
+        else:
+            model.save_weights(path)
+            loaded = probe_model(STARTS, Adafactor(0.1, beta_1=0.9))
+            loaded.load_weights(path)
+    fit(loaded, given)
+    fit(model, given)
+    assert_same_state(model, loaded)
+
+
+def test_loss_scale_and_multi_optimizer_come_back(tmp_path):
+    given = gradients(4, SHAPES)
+    wrapped = {
+        "scaled": keras.optimizers.LossScaleOptimizer(
+            Adafactor(0.1, beta_1=0.9)
+        ),
+        "mapped": keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(
+                Adafactor(0.1, beta_1=0.9),
+                {"bias/.*": keras.optimizers.Adam(0.1)},
+            )
+        ),
+    }
+    for name, optimizer in wrapped.items():
+        model = probe_model(STARTS, optimizer)
+        fit(model, given)
+        path = tmp_path / f"{name}.keras"
+        model.save(path)
+        loaded = keras.models.load_model(path)
+        assert_same_state(model, loaded)
+        fit(model, given)
+        fit(loaded, given)
+        assert_same_state(model, loaded)
+
+
+# A fresh process.
+
+LOAD = """
+import sys
+import keras
+import numpy as np
+{imports}
+model = keras.models.load_model(sys.argv[1])
+kind = type(model.optimizer)
+model.fit(np.ones((4, 3)), np.ones((4, 5)), batch_size=2, verbose=0)
+print(kind.__module__, kind.__name__)
+arrays = [keras.ops.convert_to_numpy(v)
+          for v in (*model.trainable_variables, *model.optimizer.variables)]
+np.savez(sys.argv[2], *arrays)
+"""
+
+
+@pytest.fixture(scope="module")
+def dense_model(tmp_path_factory):
+    """A model of Keras layers, its file, and its state two steps later."""
+    path = tmp_path_factory.mktemp("dense") / "model.keras"
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
+    model.compile(Adafactor(0.1, beta_1=0.9, use_ema=True), loss="mse")
+    data = np.ones((4, 3)), np.ones((4, 5))
+    model.fit(*data, batch_size=2, verbose=0)
+    model.save(path)
+    model.fit(*data, batch_size=2, verbose=0)
+    return path, [
+        as_numpy(v)
+        for v in (*model.trainable_variables, *model.optimizer.variables)
+    ]
+
+
+def test_fresh_process_restores_our_class_and_resumes(
+    run_python, dense_model, tmp_path
+):
+    path, expected = dense_model
+    imports = "import keras_adafactor"
+    output = tmp_path / "state.npz"
+    printed = run_python(LOAD.format(imports=imports), path, output)
+    assert printed.split()[-2:] == ["keras_adafactor.adafactor", "Adafactor"]
+    found = np.load(output)
+    assert len(found) == len(expected)
+    for i, array in enumerate(expected):
+        np.testing.assert_array_equal(found[f"arr_{i}"], array)
+
+
+def test_fresh_process_without_import_never_gets_keras_own(
+    run_python, dense_model, tmp_path
+):
+    path, _ = dense_model
+    program = """
+import sys
+import keras
+try:
+    model = keras.models.load_model(sys.argv[1])
+except Exception as error:
+    print("ERROR", error)
+else:
+    print("LOADED", type(model.optimizer).__module__)
+"""
+    kind, _, message = run_python(program, path).strip().partition(" ")
+    if kind == "LOADED":
+        assert message == "keras_adafactor.adafactor"
+    else:
+        assert "Adafactor" in message and "keras_adafactor" in message
+
+
+# Files that do not fit.
+
+
+def saved(tmp_path, optimizer, starts=STARTS):
+    model = probe_model(starts, optimizer)
+    fit(model, gradients(1, {k: np.shape(v) for k, v in starts.items()}))
+    path = tmp_path / "saved.weights.h5"
+    model.save_weights(path)
+    return path
+
+
+MISFITS = {
+    "momentum": (
+        lambda: Adafactor(beta_1=0.9),
+        lambda: Adafactor(),
+        "m: in the file .*64, 64.*, in the optimizer absent",
+    ),
+    "no_momentum": (
+        lambda: Adafactor(),
+        lambda: Adafactor(beta_1=0.9),
+        "m: in the file absent, in the optimizer .*64, 64.*encoder_w_m",
+    ),
+    "int8_momentum": (
+        lambda: Adafactor(beta_1=0.9),
+        lambda: Adafactor(beta_1=0.9, momentum_dtype="int8"),
+        "m_scale: in the file absent",
+    ),
+    "factored": (
+        lambda: Adafactor(factored=False),
+        lambda: Adafactor(),
+        "v_row: in the file absent",
+    ),
+    "schedule": (
+        lambda: Adafactor(
+            keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+        ),
+        lambda: Adafactor(0.1),
+        "1_learning_rate: in the file absent",
+    ),
+    "guard": (
+        lambda: Adafactor(skip_nonfinite=None),
+        lambda: Adafactor(),
+        "skipped_updates: in the file absent",
+    ),
+    "accumulation": (
+        lambda: Adafactor(gradient_accumulation_steps=2),
+        lambda: Adafactor(),
+        "gradient_accumulator: in the file .*, in the optimizer absent",
+    ),
+    "averages": (
+        lambda: Adafactor(),
+        lambda: Adafactor(use_ema=True),
+        "average: in the file absent",
+    ),
+    "adam": (
+        lambda: keras.optimizers.Adam(),
+        lambda: Adafactor(),
+        "in the file absent, in the optimizer",
+    ),
+    "keras_adafactor": (
+        lambda: keras.optimizers.Adafactor(),
+        lambda: Adafactor(),
+        "in the file absent, in the optimizer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_state_that_does_not_fit_is_an_error_and_loads_nothing(tmp_path, name):
+    theirs, ours, message = MISFITS[name]
+    path = saved(tmp_path, theirs())
+    model = probe_model(STARTS, ours())
+    fit(model, gradients(2, SHAPES, seed=1))
+    optimizer = model.optimizer
+    before = [as_numpy(v) for v in optimizer.variables]
+    with pytest.raises(ValueError, match="(?s)does not fit.*" + message):
+        model.load_weights(path)
+    for variable, value in zip(optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(
+            as_numpy(variable), value, err_msg=variable.path
+        )
+
+
+def test_error_counts_the_variables_of_both_sides(tmp_path):
+    # iteration, learning rate, skipped updates; two factors, v; two momenta.
+    path = saved(tmp_path, Adafactor(beta_1=0.9))
+    model = probe_model(STARTS, Adafactor())
+    model.optimizer.build(model.trainable_variables)
+    with pytest.raises(
+        ValueError, match="8 variables in the file, 6 in the optimizer"
+    ):
+        model.load_weights(path)
+
+
+def test_unbuilt_optimizer_is_an_error_that_says_what_to_do(tmp_path):
+    path = saved(tmp_path, Adafactor())
+    model = probe_model(STARTS, Adafactor())
+    with pytest.raises(ValueError, match=r"optimizer\.build\("):
+        model.load_weights(path)
+
+
+def test_other_shapes_are_an_error(tmp_path):
+    # Row and column of the transposed matrix have each other's shape.
+    path = saved(tmp_path, Adafactor(), {"encoder": np.ones((3, 8))})
+    model = probe_model({"encoder": np.ones((8, 3))}, Adafactor())
+    model.optimizer.build(model.trainable_variables)
+    store = {}
+    model.optimizer.save_own_variables(store)
+    transposed = {
+        key: np.zeros(value.shape[::-1] if value.ndim > 1 else value.shape)
+        for key, value in store.items()
+    }
+    row, col = (k for k in store if "v_" in k)
+    transposed[row], transposed[col] = transposed[col], transposed[row]
+    with pytest.raises(ValueError, match=r"v_row: in the file \(3,\)"):
+        model.optimizer.load_own_variables(transposed)
+    with pytest.raises(ValueError):
+        model.load_weights(path)
+
+
+def test_skip_mismatch_loads_the_weights_alone(tmp_path):
+    path = saved(tmp_path, keras.optimizers.Adam())
+    trained = weights_of(path)
+    model = probe_model(STARTS, Adafactor())
+    fit(model, gradients(2, SHAPES, seed=1))
+    before = [as_numpy(v) for v in model.optimizer.variables]
+    with pytest.warns(UserWarning, match="could not be loaded"):
+        model.load_weights(path, skip_mismatch=True)
+    for variable, value in zip(model.optimizer.variables, before, strict=True):
+        np.testing.assert_array_equal(as_numpy(variable), value)
+    for name, weight in trained.items():
+        np.testing.assert_array_equal(weights(model)[name], weight)
+
+
+def weights_of(path):
+    model = probe_model(STARTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.load_weights(path)
+    return weights(model)
+
+
+def test_layers_of_another_name_do_not_matter(tmp_path):
+    path = saved(tmp_path, Adafactor(beta_1=0.9))
+    renamed = {f"other_{name}": start for name, start in STARTS.items()}
+    model = probe_model(renamed, Adafactor(beta_1=0.9))
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    assert int(as_numpy(model.optimizer.iterations)) == 1
+
+
+# Interrupted runs.
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beta_1": 0.9, "momentum_dtype": "int8"},
+        {"gradient_accumulation_steps": 3, "use_ema": True},
+    ],
+    ids=str,
+)
+def test_backup_and_restore_resumes_bit_for_bit(tmp_path, settings):
+    given = gradients(2, SHAPES)
+
+    def model():
+        return probe_model(STARTS, Adafactor(0.1, **settings))
+
+    uninterrupted = model()
+    fit(uninterrupted, given, epochs=4)
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(KeyboardInterrupt):
+        fit(model(), given, epochs=4, callbacks=[backup, Interrupt()])
+    resumed = model()
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    fit(resumed, given, epochs=4, callbacks=[backup])
+    assert_same_state(uninterrupted, resumed)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.train is TensorFlow's.")
+def test_tensorflow_checkpoint_resumes_bit_for_bit(tmp_path):
+    import tensorflow as tf  # noqa: PLC0415
+
+    settings = {
+        "beta_1": 0.9,
+        "momentum_dtype": "int8",
+        "use_ema": True,
+        "gradient_accumulation_steps": 2,
+    }
+    given = gradients(3, SHAPES)
+    model = probe_model(STARTS, Adafactor(0.1, **settings))
+    fit(model, given)
+    saver = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+    path = saver.save(tmp_path / "checkpoint")
+    resumed = probe_model(STARTS, Adafactor(0.1, **settings))
+    resumed.optimizer.build(resumed.trainable_variables)
+    tf.train.Checkpoint(model=resumed, optimizer=resumed.optimizer).restore(
+        path
+    ).assert_existing_objects_matched()
+    assert_same_state(model, resumed)
+    fit(model, given)
+    fit(resumed, given)
+    assert_same_state(model, resumed)
