@@ -53,13 +53,16 @@ class Checkpoints:
 
     Args:
         directory: Where they live; created when missing.
+        interval: Steps between two checkpoints. One at another step, that an
+            interruption caused, is kept only while it is the newest.
         keep: Number of newest checkpoints to keep, beside the best one.
         identity: JSON-able dict of what a resumed run must have in common
             with the saved one, such as fingerprints of data and vocabulary.
     """
 
-    def __init__(self, directory, *, keep, identity):
+    def __init__(self, directory, *, interval, keep, identity):
         self.directory = pathlib.Path(directory)
+        self.interval = interval
         self.keep = keep
         self.identity = identity
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -197,8 +200,10 @@ class Checkpoints:
 
     def _prune(self, best_step):
         steps = self.steps()
-        for step in steps[: -self.keep]:
-            if step != best_step:
+        regular = [step for step in steps if step % self.interval == 0]
+        kept = {*regular[-self.keep :], steps[-1], best_step}
+        for step in steps:
+            if step not in kept:
                 self._remove(self.path(step))
 
     def _remove(self, path):

@@ -18,11 +18,13 @@ class Devices:
         description: For the log, such as `MirroredStrategy over 2 GPUs`.
         replicas: Number of copies of the model; divides the batch.
         strategy: `tf.distribute.Strategy`, or `None`.
+        mirrored: Whether it is a `MirroredStrategy`.
     """
 
     description: str
     replicas: int = 1
     strategy: object | None = None
+    mirrored: bool = False
 
     def scope(self):
         """Returns the context in which variables must be created."""
@@ -80,6 +82,7 @@ def _tensorflow(strategy, virtual_devices):
             f"MirroredStrategy over {len(names)} {kind} devices, {version}",
             len(names),
             tf.distribute.MirroredStrategy(names),
+            mirrored=True,
         )
     return Devices(f"one {kind}, {version}")
 

@@ -93,7 +93,10 @@ def load_run(run_dir, overrides):
         model = keras.models.load_model(run_dir / "model.keras", compile=False)
     else:
         checkpoints = Checkpoints(
-            run_dir / "checkpoints", keep=config.keep_checkpoints, identity={}
+            run_dir / "checkpoints",
+            interval=config.checkpoint_every,
+            keep=config.keep_checkpoints,
+            identity={},
         )
         if not checkpoints.steps():
             raise UserError(f"The run in {run_dir} has no checkpoint yet.")

@@ -53,6 +53,7 @@ def train(config, termination=None):
     """
     start_naming()
     devices = choose_devices(config.strategy, config.virtual_devices)
+    check_devices(config, devices)
     corpus = open_corpus(config)
     run_dir = run_directory(config, corpus.kind)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -63,6 +64,7 @@ def train(config, termination=None):
         )
         checkpoints = Checkpoints(
             run_dir / "checkpoints",
+            interval=config.checkpoint_every,
             keep=config.keep_checkpoints,
             identity={
                 "corpus fingerprint": corpus.fingerprint,
@@ -123,7 +125,9 @@ class Job:
                     ),
                     callbacks.TokenCount(name="tokens"),
                 ],
-                jit_compile=choose_jit_compile(config, devices),
+                # Under a strategy Keras must not ask for XLA.
+                jit_compile=devices.strategy is None
+                and config.jit_compile != "off",
                 steps_per_execution=config.steps_per_execution,
             )
             # compile wraps it for float16; the state is that of the wrapper.
@@ -307,17 +311,28 @@ def _round_up(number, multiple_of):
     return -(-number // multiple_of) * multiple_of
 
 
-def choose_jit_compile(config, devices):
-    """Whether XLA compiles the step, for `compile`.
-
-    Under a strategy Keras must not ask for it: TPUStrategy compiles anyway,
-    and MirroredStrategy fails with it.
-    """
-    if devices.strategy is not None:
-        if config.jit_compile == "on":
-            raise UserError(
-                "--jit_compile on cannot go with a tf.distribute strategy "
-                f"({devices.description})."
-            )
-        return False
-    return config.jit_compile != "off"
+def check_devices(config, devices):
+    """Raises `UserError` for what Keras cannot do on several devices."""
+    if devices.strategy is None:
+        return
+    unable = []
+    if config.jit_compile == "on":
+        # TPUStrategy compiles without being asked.
+        unable.append("--jit_compile on")
+    if devices.mirrored and config.steps_per_execution > 1:
+        unable.append(f"--steps_per_execution {config.steps_per_execution}")
+    if (
+        devices.mirrored
+        and config.gradient_accumulation_steps > 1
+        and config.optimizer != "adafactor"
+    ):
+        unable.append(
+            "--gradient_accumulation_steps "
+            f"{config.gradient_accumulation_steps} with --optimizer "
+            f"{config.optimizer}"
+        )
+    if unable:
+        raise UserError(
+            f"{devices.description} cannot do {', '.join(unable)}. Leave it "
+            "out, or use --strategy default."
+        )

@@ -27,6 +27,10 @@ def build(optimizer=None, units=3, dtype="float32"):
     return model, optimizer
 
 
+def open_checkpoints(path, identity=IDENTITY):
+    return Checkpoints(path, interval=1, keep=2, identity=identity)
+
+
 def scramble(variables, seed):
     random = np.random.default_rng(seed)
     for variable in variables:
@@ -39,7 +43,7 @@ def values(variables):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    return Checkpoints(tmp_path, keep=2, identity=IDENTITY)
+    return open_checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -89,8 +93,21 @@ def test_only_the_newest_and_the_best_are_kept(checkpoints):
     assert checkpoints.steps() == [20, 30, 40]
 
 
+def test_an_irregular_checkpoint_does_not_displace_the_others(tmp_path):
+    checkpoints = Checkpoints(tmp_path, interval=10, keep=2, identity={})
+    model, optimizer = build()
+    for step, kept in (
+        (10, [10]),
+        (20, [10, 20]),
+        (23, [10, 20, 23]),
+        (30, [20, 30]),
+    ):
+        checkpoints.save(model, optimizer, TrainingState(step))
+        assert checkpoints.steps() == kept
+
+
 def test_an_unfinished_checkpoint_is_not_seen(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path, keep=2, identity=IDENTITY)
+    checkpoints = open_checkpoints(tmp_path)
     model, optimizer = build()
     checkpoints.save(model, optimizer, TrainingState(1))
 
@@ -105,7 +122,7 @@ def test_an_unfinished_checkpoint_is_not_seen(tmp_path, monkeypatch):
             patch.setattr(checkpoint.os, fatal, die)
             with pytest.raises(Killed):
                 checkpoints.save(model, optimizer, TrainingState(2))
-        checkpoints = Checkpoints(tmp_path, keep=2, identity=IDENTITY)
+        checkpoints = open_checkpoints(tmp_path)
         assert checkpoints.steps() == [1]
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -140,7 +157,7 @@ def test_a_damaged_checkpoint_can_be_written_again(checkpoints):
 def test_another_identity_is_refused_by_name(tmp_path, checkpoints):
     model, optimizer = build()
     checkpoints.save(model, optimizer, TrainingState(1))
-    other = Checkpoints(tmp_path, keep=2, identity={"vocabulary": "v2"})
+    other = open_checkpoints(tmp_path, {"vocabulary": "v2"})
     with pytest.raises(UserError, match="vocabulary is v1, this run's is v2"):
         other.restore(model, optimizer)
 

@@ -81,7 +81,7 @@ def test_step_size_is_that_of_the_schedule(step):
 
 
 def test_adafactor_takes_a_warmup():
-    settings = config("adafactor", warmup_steps=100)
+    settings = config("adafactor", learning_rate=0.01, warmup_steps=100)
     assert build_optimizer(settings).warmup_steps == 100
     assert step_size(settings, 50) == pytest.approx(0.005)
     assert "100 steps of warm-up" in describe_optimizer(settings)

@@ -212,13 +212,23 @@ def test_one_process_at_a_time(finished_run, small_config):
             train(config)
 
 
-def test_jit_compile_is_not_for_a_strategy(small_config):
-    devices = Devices("two", replicas=2, strategy=object())
-    assert job.choose_jit_compile(
-        small_config(jit_compile="auto"), devices
-    ) is (False)
-    with pytest.raises(UserError, match="--jit_compile on cannot go with"):
-        job.choose_jit_compile(small_config(jit_compile="on"), devices)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"jit_compile": "on"}, "--jit_compile on"),
+        ({"steps_per_execution": 5}, "--steps_per_execution 5"),
+        (
+            {"optimizer": "adam", "gradient_accumulation_steps": 2},
+            "--gradient_accumulation_steps 2 with --optimizer adam",
+        ),
+    ],
+)
+def test_what_a_strategy_cannot_do_is_refused(small_config, overrides, message):
+    mirrored = Devices("Mirrored", 2, strategy=object(), mirrored=True)
+    config = small_config(**overrides)
+    with pytest.raises(UserError, match=f"Mirrored cannot do {message}"):
+        job.check_devices(config, mirrored)
+    job.check_devices(config, Devices("one"))
 
 
 REPLICAS = """
