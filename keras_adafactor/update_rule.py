@@ -122,7 +122,8 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         **kwargs,
     ):
         _check_keywords(kwargs)
-        if not callable(learning_rate):
+        # A class is callable too: a schedule that was not made.
+        if not callable(learning_rate) or isinstance(learning_rate, type):
             check_number("learning_rate", learning_rate, at_least=0.0)
             learning_rate = float(learning_rate)
         check_boolean("stochastic_rounding", stochastic_rounding)
