@@ -203,7 +203,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
 
     def _plan(self, key, variable, specs):
         path = path_of(variable)
-        whole = StateSpec.like(tuple(variable.shape))
+        whole = StateSpec.like(tuple(variable.shape), _compute_dtype(variable))
         return _Plan(
             path=path,
             key=key,
