@@ -727,6 +727,24 @@ def test_float16_weights_survive_zero_and_tiny_gradients():
     assert int(as_numpy(model.optimizer.skipped_updates)) == 0
 
 
+@pytest.mark.skipif(
+    BACKEND == "jax", reason="JAX has no float64 unless jax_enable_x64 is set."
+)
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_float64_weights_stay_float64(accumulate):
+    keras.config.set_dtype_policy("float64")
+    given = gradients(4, SHAPES)
+    given = {name: np.repeat(g, accumulate or 1, 0)
+             for name, g in given.items()}  # fmt: skip
+    model = probe_model(
+        STARTS, Adafactor(0.1, gradient_accumulation_steps=accumulate)
+    )
+    fit(model, given)
+    once = {name: g[:: accumulate or 1] for name, g in given.items()}
+    assert_close(weights(model), expected(once, learning_rate=0.1), 1e-7)
+    assert model.trainable_variables[0].dtype == "float64"
+
+
 def test_mixed_bfloat16_equals_float32_on_exact_gradients():
     keras.config.set_dtype_policy("mixed_bfloat16")
     given = {
