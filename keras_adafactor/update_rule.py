@@ -295,8 +295,12 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         )
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # Reshaped, because TensorFlow may not know the shape of a gradient.
         grads = [
-            ops.cast(gradient, _compute_dtype(variable))
+            ops.reshape(
+                ops.cast(gradient, _compute_dtype(variable)),
+                tuple(variable.shape),
+            )
             for gradient, variable in zip(
                 backend.sum_over_replicas(grads),
                 trainable_variables,

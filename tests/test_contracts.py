@@ -246,3 +246,21 @@ def test_update_rule_keeps_its_keys_and_shapes(row):
         assert [tuple(v.shape) for v in new.values()] == [
             s.shape for s in spec.values()
         ]
+
+
+@rows
+def test_a_gradient_of_unknown_static_shape_is_one_like_any_other(row):
+    if harness.BACKEND != "tensorflow":
+        pytest.skip("shapes are always static but in a TensorFlow graph")
+    import tensorflow as tf  # noqa: PLC0415
+
+    x, (g,) = harness.problem((6, 4), steps=1)
+    (expected,) = harness.run(row.optimizer(), [x], [[g]], "graph")
+    variable = keras.Variable(x, name="w")
+    optimizer = row.optimizer()
+    optimizer.build([variable])
+    unknown = tf.TensorSpec((None, None), "float32")
+    tf.function(lambda g: optimizer.apply([g]), input_signature=[unknown])(
+        tf.constant(g)
+    )
+    np.testing.assert_array_equal(*harness.values([variable, expected]))
