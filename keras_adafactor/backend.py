@@ -111,9 +111,10 @@ def derive_layout(variable, axes):
     """
     layout = getattr(variable, "_layout", None)
     if isinstance(layout, keras.distribution.TensorLayout):
+        # A layout may name fewer axes than the variable has.
+        sharded = dict(enumerate(layout.axes))
         return keras.distribution.TensorLayout(
-            [None if axis is None else layout.axes[axis] for axis in axes],
-            layout.device_mesh,
+            [sharded.get(axis) for axis in axes], layout.device_mesh
         )
     distribution = keras.distribution.distribution()
     if distribution is None:
