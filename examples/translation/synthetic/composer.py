@@ -91,9 +91,13 @@ class Composer:
     # --- Noun phrases -------------------------------------------------------
 
     def _fresh(self, words: Sequence[T]) -> T:
-        """A word that the sentence has not used, if one is soon found."""
+        """A word that the sentence has not used, if one is soon found.
+
+        As in any language a few words are common and most are rare: the
+        first of a list is the commonest.
+        """
         for _ in range(6):
-            word = self._choice(words)
+            word = words[int(self._random() ** 2 * len(words))]
             if word not in self._mentioned:
                 break
         self._mentioned.add(word)
@@ -126,7 +130,7 @@ class Composer:
     ) -> tuple[lexicon.Adjective, ...]:
         """Up to two adjectives, in their order before a noun."""
         draw = self._random()
-        count = 0 if draw > 0.45 else 1 if draw > 0.08 else 2
+        count = 0 if draw > 0.4 else 1 if draw > 0.04 else 2
         drawn = (self._adjective(noun) for _ in range(min(count, most)))
         adjectives = (adjective for adjective in drawn if adjective)
         return tuple(sorted(adjectives, key=operator.attrgetter("rank")))

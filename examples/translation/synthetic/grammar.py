@@ -44,7 +44,7 @@ MAX_DEPTH = 2
 """How deep clauses nest outside `test_long`, where they nest deeper."""
 
 _MAX_DEPTH_LONG = 5
-_EMBEDDING = 0.1
+_EMBEDDING = 0.06
 _EMBEDDING_LONG = 0.6
 
 

@@ -332,9 +332,10 @@ DIMENSION = {adjective: adjective.english[0] for adjective in ADJECTIVES} | {
 """The dimension of each adjective, its own if no other shares it."""
 
 ADJECTIVES_FOR = {
-    noun: tuple(a for a in ADJECTIVES if noun in a.nouns) for noun in NOUNS
+    noun: tuple(a for a in reversed(ADJECTIVES) if noun in a.nouns)
+    for noun in NOUNS
 }
-"""The adjectives that can describe each noun."""
+"""The adjectives that can describe each noun, the plainest first."""
 
 # --- Verbs ------------------------------------------------------------------
 

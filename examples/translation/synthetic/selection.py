@@ -225,11 +225,11 @@ MODALS = {
 TENSES = urn({"present": 9, "past": 8, "future": 3})
 FORMS = urn(
     {
-        "simple": 28,
-        "adverbial": 15,
-        "coordination": 5,
-        "yes or no": 5,
-        "adverbial question": 2,
+        "simple": 38,
+        "adverbial": 9,
+        "coordination": 3,
+        "yes or no": 4,
+        "adverbial question": 1,
         "who": 1,
         "weather": 1,
     }
