@@ -318,7 +318,7 @@ class Adafactor(UpdateRuleOptimizer):
             state |= {"v": v}
 
         # Line 9: clipping, of the whole variable or of each slice.
-        if self.record_update_rms:
+        if "u_rms" in state:
             state |= {"u_rms": ops.squeeze(rms(u))}
         clip = 1.0
         if self.clip_threshold is not None:
