@@ -18,6 +18,10 @@ if keras.backend.backend() == "tensorflow":
             return tf.convert_to_tensor(gradient)
         return gradient
 
+    def ensure_shape(gradient, shape):
+        """The gradient, if it has the shape, which is static from here on."""
+        return tf.ensure_shape(gradient, shape)
+
     def select(condition, if_true, if_false):
         """One of two tensors of one shape, by a boolean scalar.
 
@@ -77,6 +81,14 @@ if keras.backend.backend() == "tensorflow":
 else:
 
     def densify(gradient):
+        return gradient
+
+    def ensure_shape(gradient, shape):
+        if tuple(gradient.shape) != shape:
+            raise ValueError(
+                f"A gradient of shape {tuple(gradient.shape)} was given for a "
+                f"variable of shape {shape}."
+            )
         return gradient
 
     def select(condition, if_true, if_false):

@@ -295,9 +295,8 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         )
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # Reshaped, because TensorFlow may not know the shape of a gradient.
         grads = [
-            ops.reshape(
+            backend.ensure_shape(
                 ops.cast(gradient, _compute_dtype(variable)),
                 tuple(variable.shape),
             )
@@ -651,10 +650,8 @@ def _is_finite(g, state):
     costs no pass over memory. Scalars are no witness: the RMS of an update is
     0 where the second moment is infinite.
     """
-    entries = [
-        entry
-        for entry in state.values()
-        if entry.shape != g.shape and len(entry.shape) > 0
-    ]
-    entries = entries or list(state.values()) or [g]
+    entries = list(state.values())
+    smaller = [e for e in entries if e.shape != g.shape and len(e.shape) > 0]
+    whole = [e for e in entries if e.shape == g.shape]
+    entries = smaller or whole or [g]
     return ops.all(ops.stack([ops.all(ops.isfinite(e)) for e in entries]))

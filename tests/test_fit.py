@@ -459,6 +459,10 @@ def test_loss_scale_optimizer_equals_no_scaling():
 # Other optimizers beside it.
 
 
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"),
+    reason="this Keras has no MultiOptimizer yet",
+)
 def test_multi_optimizer_gives_each_its_own_variables():
     given = gradients(3, SHAPES)
     ours, adam = Adafactor(0.1), keras.optimizers.Adam(0.1)
@@ -628,6 +632,14 @@ def test_accumulators_start_again_after_the_update():
 
 
 # Variables out of the ordinary.
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3, 1), (12,), ()], ids=str)
+def test_gradient_of_another_shape_is_an_error(shape):
+    variable = keras.Variable(MATRIX, name="a")
+    with pytest.raises(Exception, match=r"(?i)shape.*\[?\(?3, ?4"):
+        Adafactor().apply([ops.ones(shape)], [variable])
+    np.testing.assert_array_equal(as_numpy(variable), MATRIX)
 
 
 def test_variable_without_a_gradient_keeps_everything():
