@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import pickle
+import typing
 import warnings
 
 import keras
@@ -12,7 +13,7 @@ import pytest
 
 from keras_adafactor import Adafactor
 from keras_adafactor import AxisGroups
-from keras_adafactor.update_rule import OptimizerKeywords
+from keras_adafactor.arguments import OptimizerKeywords
 from tests.probe import as_numpy
 from tests.probe import fit
 from tests.probe import gradients
@@ -117,7 +118,8 @@ def test_configurations_leave_no_argument_out():
     named = {key for given in CONFIGURATIONS.values() for key in given}
     signature = inspect.signature(Adafactor.__init__).parameters
     arguments = set(signature) - {"self", "kwargs"}
-    assert named == arguments | set(OptimizerKeywords.__annotations__)
+    (keywords,) = typing.get_args(signature["kwargs"].annotation)
+    assert named == arguments | set(keywords.__annotations__)
     for name, parameter in signature.items():
         assert name in ("self", "kwargs") or any(
             given.get(name, parameter.default) != parameter.default
