@@ -7,6 +7,7 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
@@ -24,7 +25,6 @@ from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import rms_clip_scale
 from keras_adafactor.storage import StateSpec
-from keras_adafactor.update_rule import OptimizerKeywords
 from keras_adafactor.update_rule import UpdateRuleOptimizer
 
 # Below it the scales are not worth their trouble.

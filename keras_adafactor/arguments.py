@@ -1,6 +1,7 @@
 """Checks of constructor arguments, with Keras' form of message."""
 
 import re
+from typing import TypedDict
 
 
 def check(condition, name, requirement, value):
@@ -100,3 +101,62 @@ def check_patterns(name, value):
         except re.error as error:
             check(False, name, f"{requirement} ({error})", pattern)
     return None if value is None else list(value)
+
+
+class OptimizerKeywords(TypedDict, total=False):
+    """Keywords that every optimizer of this package takes.
+
+    The meaning of the first ten is that of `keras.optimizers.Optimizer`; what
+    differs is said in `UpdateRuleOptimizer`.
+    """
+
+    weight_decay: float | None
+    clipnorm: float | None
+    clipvalue: float | None
+    global_clipnorm: float | None
+    use_ema: bool
+    ema_momentum: float
+    ema_overwrite_frequency: int | None
+    loss_scale_factor: float | None
+    gradient_accumulation_steps: int | None
+    name: str | None
+    stochastic_rounding: bool
+    skip_nonfinite: str | None
+
+
+def check_keywords(keywords):
+    """Checks those of `OptimizerKeywords` that are Keras'."""
+    check_number(
+        "weight_decay",
+        keywords.get("weight_decay"),
+        at_least=0.0,
+        optional=True,
+    )
+    check_number(
+        "ema_momentum",
+        keywords.get("ema_momentum", 0.0),
+        at_least=0.0,
+        at_most=1.0,
+    )
+    for name in (
+        "clipnorm",
+        "clipvalue",
+        "global_clipnorm",
+        "loss_scale_factor",
+    ):
+        check_number(name, keywords.get(name), above=0.0, optional=True)
+    for name, least in (
+        ("gradient_accumulation_steps", 2),
+        ("ema_overwrite_frequency", 1),
+    ):
+        check_integer(name, keywords.get(name), least, optional=True)
+    check_boolean("use_ema", keywords.get("use_ema", False))
+    if keywords.get("ema_overwrite_frequency") is not None:
+        check(
+            keywords.get("use_ema", False),
+            "ema_overwrite_frequency",
+            "None unless `use_ema` is True",
+            keywords["ema_overwrite_frequency"],
+        )
+    name = keywords.get("name")
+    check(name is None or isinstance(name, str), "name", "a string", name)

@@ -19,45 +19,21 @@ import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
-from typing import TypedDict
 
 import keras
 from keras import ops
 
 from keras_adafactor import backend
-from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_integer
+from keras_adafactor.arguments import check_keywords
 from keras_adafactor.arguments import check_number
 from keras_adafactor.arguments import check_patterns
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.saved_state import check_fits
 from keras_adafactor.storage import StateSpec
 from keras_adafactor.storage import round_to
 from keras_adafactor.storage import stored_parts
-
-MAX_DIFFERENCES_SHOWN = 8
-
-
-class OptimizerKeywords(TypedDict, total=False):
-    """Keywords that every optimizer of this package takes.
-
-    The meaning of the first ten is that of `keras.optimizers.Optimizer`; what
-    differs is said in `UpdateRuleOptimizer`.
-    """
-
-    weight_decay: float | None
-    clipnorm: float | None
-    clipvalue: float | None
-    global_clipnorm: float | None
-    use_ema: bool
-    ema_momentum: float
-    ema_overwrite_frequency: int | None
-    loss_scale_factor: float | None
-    gradient_accumulation_steps: int | None
-    name: str | None
-    stochastic_rounding: bool
-    skip_nonfinite: str | None
 
 
 @dataclass(frozen=True)
@@ -121,7 +97,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         skip_nonfinite="variable",
         **kwargs,
     ):
-        _check_keywords(kwargs)
+        check_keywords(kwargs)
         # A class is callable too: a schedule that was not made.
         if not callable(learning_rate) or isinstance(learning_rate, type):
             check_number("learning_rate", learning_rate, at_least=0.0)
@@ -544,37 +520,9 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
             return
-        shapes = {key: tuple(v.shape) for key, v in expected.items()}
-        if saved != shapes:
-            raise ValueError(self._mismatch(saved, shapes, expected))
+        check_fits(self, saved, expected)
         for key, variable in expected.items():
             variable.assign(store[key])
-
-    def _mismatch(self, saved, shapes, expected):
-        differing = [
-            key
-            for key in dict.fromkeys([*shapes, *saved])
-            if saved.get(key) != shapes.get(key)
-        ]
-        lines = [
-            f"  {key}: in the file {saved.get(key, 'absent')}, in the "
-            f"optimizer {shapes.get(key, 'absent')}"
-            + (f" ({path_of(expected[key])})" if key in expected else "")
-            for key in differing[:MAX_DIFFERENCES_SHOWN]
-        ]
-        if len(differing) > len(lines):
-            lines.append(f"  and {len(differing) - len(lines)} more")
-        unbuilt = (
-            " The optimizer has no slots yet: call "
-            "`optimizer.build(model.trainable_variables)` first."
-        )
-        return (
-            f"The state in the file does not fit optimizer '{self.name}' "
-            f"({type(self).__name__}): {len(saved)} variables in the file, "
-            f"{len(shapes)} in the optimizer.{'' if self.built else unbuilt} "
-            "To load the weights of the model alone, pass "
-            "`skip_mismatch=True`.\n" + "\n".join(lines)
-        )
 
     def get_config(self):
         config = super().get_config()
@@ -592,43 +540,6 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         if undecayed:
             optimizer.exclude_from_weight_decay(var_names=undecayed)
         return optimizer
-
-
-def _check_keywords(keywords):
-    check_number(
-        "weight_decay",
-        keywords.get("weight_decay"),
-        at_least=0.0,
-        optional=True,
-    )
-    check_number(
-        "ema_momentum",
-        keywords.get("ema_momentum", 0.0),
-        at_least=0.0,
-        at_most=1.0,
-    )
-    for name in (
-        "clipnorm",
-        "clipvalue",
-        "global_clipnorm",
-        "loss_scale_factor",
-    ):
-        check_number(name, keywords.get(name), above=0.0, optional=True)
-    for name, least in (
-        ("gradient_accumulation_steps", 2),
-        ("ema_overwrite_frequency", 1),
-    ):
-        check_integer(name, keywords.get(name), least, optional=True)
-    check_boolean("use_ema", keywords.get("use_ema", False))
-    if keywords.get("ema_overwrite_frequency") is not None:
-        check(
-            keywords.get("use_ema", False),
-            "ema_overwrite_frequency",
-            "None unless `use_ema` is True",
-            keywords["ema_overwrite_frequency"],
-        )
-    name = keywords.get("name")
-    check(name is None or isinstance(name, str), "name", "a string", name)
 
 
 def path_of(variable):
