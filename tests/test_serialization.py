@@ -13,7 +13,6 @@ import pytest
 
 from keras_adafactor import Adafactor
 from keras_adafactor import AxisGroups
-from keras_adafactor.arguments import OptimizerKeywords
 from tests.probe import as_numpy
 from tests.probe import fit
 from tests.probe import gradients
