@@ -736,3 +736,66 @@ def test_momentum_obeys_a_learning_rate_of_zero_at_once():
     np.testing.assert_array_equal(
         harness.values(optimizer.variables_built_with)[0], moved
     )
+
+
+# The paper's experiments: every row of the grid is a setting.
+
+ABSOLUTE = {
+    "relative_step": False,
+    "multiply_by_parameter_scale": False,
+    "clip_threshold": None,
+}
+SLOW = {**ABSOLUTE, "factored": False, "beta_2": 0.999}
+EXPERIMENTS = {
+    "mimic_adam": {**SLOW, "beta_1": 0.9},
+    "base": SLOW,
+    "fast": {**SLOW, "beta_2": 0.9},
+    "factored": {**SLOW, "factored": True},
+    "clip": {**SLOW, "clip_threshold": 1.0},
+    "clip2": {**SLOW, "clip_threshold": 2.0},
+    "clip_factored": {**SLOW, "clip_threshold": 1.0, "factored": True},
+    "pow05": {**ABSOLUTE, "factored": False, "beta_2_decay": -0.5},
+    "pow08": {**ABSOLUTE, "factored": False},
+    "pow10": {**ABSOLUTE, "factored": False, "beta_2_decay": -1.0},
+    "pow08_clip": {**ABSOLUTE, "factored": False, "clip_threshold": 1.0},
+    "relative": {"factored": False},
+    "unscale": {
+        "relative_step": False,
+        "factored": False,
+        "exclude_from_parameter_scale": "embedding",
+    },
+    "adafactor": {},
+    "adafactor_warmup": {"warmup_steps": 10_000},
+}
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_of_the_paper_can_be_run(name, warmup):
+    arguments = dict(EXPERIMENTS[name])
+    x, gradients = harness.problem((6, 9), steps=6)
+    peak = 3e-3
+    given = dict(arguments)
+    if not arguments.get("relative_step", True):
+        # An absolute step size comes with a schedule of its own.
+        given["learning_rate"] = lambda: schedule[len(trajectory)]
+    schedule = [
+        peak
+        * (min(t / 3, (3 / t) ** 0.5) if warmup else min(1, (3 / t) ** 0.5))
+        for t in range(1, 7)
+    ]
+    trajectory = []
+    optimizer = Adafactor(**given)
+    variable = keras.Variable(x, name="kernel")
+    rows, cols = ((0,), (1,)) if arguments.pop("factored", True) else ((), ())
+    arguments.pop("exclude_from_parameter_scale", None)
+    oracle = oracles.Adafactor(x, rows=rows, cols=cols, **arguments)
+    for step, g in enumerate(gradients):
+        if not arguments.get("relative_step", True):
+            oracle.learning_rate = schedule[step]
+        expected = oracle.step(g)
+        optimizer.apply([ops.convert_to_tensor(g)], [variable])
+        trajectory.append(expected)
+    np.testing.assert_allclose(
+        harness.values([variable])[0], expected, atol=1e-6
+    )
