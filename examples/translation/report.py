@@ -93,7 +93,7 @@ def plot_history(history, title, path):
             label="BLEU",
         )
         axes.plot([], [], "o-", color="tab:green", label="BLEU")
-    axes.legend()
+    axes.legend(loc="center right")
     figure.savefig(path, format="png", dpi=120)
 
 
