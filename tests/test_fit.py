@@ -848,6 +848,52 @@ def test_fit_traces_once(setting):
     assert len(traces) - again <= first
 
 
+@pytest.mark.skipif(
+    BACKEND == "torch", reason="PyTorch runs one step per execution."
+)
+@pytest.mark.parametrize("setting", [{}, {"gradient_accumulation_steps": 2}])
+def test_several_steps_per_execution_are_the_same_steps(setting):
+    given = gradients(8, SHAPES)
+    found = []
+    for steps in (1, 4):
+        model = probe_model(
+            STARTS, Adafactor(0.1, **setting), steps_per_execution=steps
+        )
+        fit(model, given)
+        found.append(weights(model))
+    assert_close(*found)
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="tf.Variable and tf.function."
+)
+def test_custom_loop_of_tensorflow_needs_no_keras_model():
+    import tensorflow as tf  # noqa: PLC0415
+
+    optimizer = Adafactor(0.1, weight_decay=0.5, use_ema=True)
+    optimizer.exclude_from_weight_decay(var_names=["^bias$"])
+    variables = [tf.Variable(s, name=n) for n, s in STARTS.items()]
+
+    @tf.function
+    def step(*row):  # builds the optimizer in its first trace
+        optimizer.apply_gradients(zip(row, variables, strict=True))
+
+    given = gradients(3, SHAPES)
+    for row in zip(*given.values(), strict=True):
+        step(*(tf.constant(g) for g in row))
+    assert [path for path, _ in optimizer.slots()] == list(STARTS)
+    found = dict(zip(STARTS, (v.numpy() for v in variables), strict=True))
+    desired = {}
+    for name, start in STARTS.items():
+        oracle = oracle_of(start, learning_rate=0.1)
+        for g in given[name]:
+            if name != "bias":
+                oracle.x = oracle.x * (1 - 0.5 * 0.1)
+            oracle.step(g)
+        desired[name] = oracle.x
+    assert_close(found, desired)
+
+
 # NaN and infinity.
 
 

@@ -192,6 +192,24 @@ def test_slices_of_a_sharded_batch_axis_equal_one_device():
     assert_equal_to_one_device(model, {"axis_groups": groups})
 
 
+def test_weight_with_a_layout_of_jax_has_replicated_factors():
+    # No name of a slot is held against the rules, whatever the weight has.
+    distribution = model_parallel({".*kernel.*": ("model", "batch")})
+    with distributed(distribution):
+        sharding = jax.sharding.NamedSharding(
+            distribution.device_mesh.backend_mesh,
+            jax.sharding.PartitionSpec(None, "model"),
+        )
+        kernel = keras.Variable(
+            STARTS["kernel"], layout=sharding, name="kernel"
+        )
+        optimizer = Adafactor()
+        optimizer.apply([kernel.value], [kernel])
+        slots = dict(optimizer.slots())[kernel.path]
+        assert spec(slots["v_row"]) == (None,)
+        assert spec(slots["v_col"]) == (None,)
+
+
 # Large enough for int8 momentum to be int8. On small integers sums over shards
 # are exact, so that what is rounded at random is the same.
 LARGE = {"kernel": np.linspace(1, 3, 8192, dtype="float32").reshape(32, 256)}
