@@ -142,7 +142,7 @@ class TranslationConfig:
 
     # Training.
     steps: int = _field(
-        2_500, "Batches to train on.", minimum=1, changes_run=False
+        2_000, "Batches to train on.", minimum=1, changes_run=False
     )
     optimizer: str = _field(
         "adafactor", "Optimizer, with its own schedule.", choices=OPTIMIZERS
@@ -182,7 +182,7 @@ class TranslationConfig:
 
     # Checkpoints.
     checkpoint_every: int = _field(
-        250, "Steps between validations and checkpoints.", minimum=1
+        200, "Steps between validations and checkpoints.", minimum=1
     )
     keep_checkpoints: int = _field(
         5, "Newest checkpoints to keep.", minimum=1, changes_run=False

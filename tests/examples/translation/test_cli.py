@@ -55,7 +55,7 @@ def test_help_lists_verbs_flags_and_defaults(capsys):
     text = capsys.readouterr().out
     for field in dataclasses.fields(TranslationConfig):
         assert f"--{field.name}\n" in text
-    assert "Default: 2500 (tiny); 100000 (base); 300000 (big)." in text
+    assert "Default: 2000 (tiny); 100000 (base); 300000 (big)." in text
     assert "translate  translate sentences" in text
 
 
