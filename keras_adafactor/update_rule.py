@@ -58,7 +58,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
     All keywords of `keras.optimizers.Optimizer` work. These differ from it:
 
     - Statistics and arithmetic are float32 whatever the dtype of the weights
-      (float64 for float64 weights).
+      (arithmetic float64 for float64 weights).
     - Sparse gradients are made dense, repeated rows summed, before anything
       is squared.
     - Accumulators are float32, the gradients of all replicas are summed
