@@ -14,7 +14,9 @@ from examples.translation.checkpoint import ARRAYS
 from examples.translation.checkpoint import STATE
 from examples.translation.devices import Devices
 from examples.translation.errors import UserError
+from examples.translation.synthetic import grammar
 from examples.translation.train import train
+from tests.examples.translation.wmt14_files import prepare_wmt14
 
 TIMES = ("seconds", "tokens_per_second")
 
@@ -248,3 +250,34 @@ def test_two_replicas_save_and_continue(small_config, tmp_path):
         checkpoint(tmp_path / name, step=4) for name in ("straight", "cut")
     )
     assert straight == cut
+
+
+def test_trains_on_what_the_real_wmt14_builder_prepared(
+    small_config, monkeypatch, tmp_path
+):
+    pairs = list(grammar.generate("train", 600))
+    held_out = list(grammar.generate("test", 12))
+    data_dir = tmp_path / "tensorflow_datasets"
+    prepare_wmt14(
+        monkeypatch,
+        tmp_path / "archives",
+        data_dir,
+        train=pairs,
+        validation=held_out[:6],
+        test=held_out[6:],
+    )
+    config = small_config(
+        data="tfds",
+        data_dir=str(data_dir),
+        run_dir=str(tmp_path / "run"),
+        synthetic_train_size=None,
+        steps=10,
+    )
+    train(config)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "wmt14_translate/de-en" in metrics["data"]
+    assert metrics["steps"] == 10
+    assert metrics["scores"]["final"]["test"]["sentences"] == 4
+    history = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    losses = [float(row.split(",")[2]) for row in history[1:]]
+    assert losses[-1] < losses[0]
