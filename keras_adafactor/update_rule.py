@@ -11,8 +11,8 @@ shell keeps the state, and takes every variable through the same step:
     variable <- round(x)
 
 in one place, so that it is the same on every backend, in one pass over
-memory, and under every distribution strategy. Nothing is assigned outside of
-it.
+memory, and under every distribution strategy. No variable of the model and no
+slot is assigned outside of it.
 """
 
 import re
@@ -265,14 +265,9 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         return super()._get_current_learning_rate()
 
     def _backend_apply_gradients(self, grads, trainable_variables):
-        # Accumulation, decay and averages belong to `update_step`, where a
-        # strategy allows them: Keras' own, around it, raise in `fit` under
+        # Accumulation, decay and averages belong to `_update_variable`, where
+        # a strategy allows them: Keras' own, around it, raise in `fit` under
         # `MirroredStrategy`.
-        self._backend_update_step(
-            grads, trainable_variables, self.learning_rate
-        )
-
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
         grads = [
             backend.ensure_shape(
                 ops.cast(gradient, _compute_dtype(variable)),
@@ -309,7 +304,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             self._update_variable,
             trainable_variables,
             self._clip_gradients(grads),
-            [learning_rate] * count,
+            [self.learning_rate] * count,
             totals,
             finite,
         )
@@ -407,6 +402,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         lr = ops.cast(learning_rate, dtype)
         g = ops.cast(gradient, dtype)
         x = ops.cast(old[0], dtype)
+        # Keys of noise: one for each of the up to 32 arrays of a variable.
         keys = iter(range(plan.key << 5, plan.key + 1 << 5))
 
         if plan.decayed:
