@@ -70,6 +70,10 @@ if keras.backend.backend() == "tensorflow":
             with strategy.scope():
                 yield
 
+    def outside_graph():
+        """Assigns now what is assigned here, even while a step is traced."""
+        return tf.init_scope()
+
     def colocate_with(optimizer, variable):
         """Variables made here live on the devices of `variable`."""
         if isinstance(variable, keras.Variable):
@@ -102,6 +106,9 @@ else:
             update(variable, *row)
 
     def creation_scope(optimizer):
+        return contextlib.nullcontext()
+
+    def outside_graph():
         return contextlib.nullcontext()
 
     def colocate_with(optimizer, variable):

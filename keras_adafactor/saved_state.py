@@ -8,12 +8,13 @@ def check_fits(optimizer, saved, expected):
 
     Args:
         optimizer: The optimizer.
-        saved: Dict from key to shape, what is in the file.
+        saved: Dict from key to array, what is in the file.
         expected: Dict from key to variable, what the optimizer has.
 
     Raises:
         ValueError: If a key or a shape differs. Names both sides.
     """
+    saved = {key: tuple(value.shape) for key, value in saved.items()}
     shapes = {key: tuple(v.shape) for key, v in expected.items()}
     differing = [
         key
@@ -30,14 +31,9 @@ def check_fits(optimizer, saved, expected):
     ]
     if len(differing) > len(lines):
         lines.append(f"  and {len(differing) - len(lines)} more")
-    unbuilt = (
-        " The optimizer has no slots yet: call "
-        "`optimizer.build(model.trainable_variables)` first."
-    )
     raise ValueError(
         f"The state in the file does not fit optimizer '{optimizer.name}' "
         f"({type(optimizer).__name__}): {len(saved)} variables in the file, "
-        f"{len(shapes)} in the optimizer."
-        f"{'' if optimizer.built else unbuilt} To load the weights of the "
-        "model alone, pass `skip_mismatch=True`.\n" + "\n".join(lines)
+        f"{len(shapes)} in the optimizer. To load the weights of the model "
+        "alone, pass `skip_mismatch=True`.\n" + "\n".join(lines)
     )

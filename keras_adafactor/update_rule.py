@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_adafactor import backend
@@ -100,6 +101,12 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         **kwargs,
     ):
         check_keywords(kwargs)
+        # Legacy `.h5` files are read by this name: with that of a built-in,
+        # where this package is not imported, as the built-in.
+        kwargs["name"] = (
+            kwargs.get("name")
+            or f"keras_adafactor_{type(self).__name__.lower()}"
+        )
         # A class is callable too: a schedule that was not made.
         if not callable(learning_rate) or isinstance(learning_rate, type):
             check_number("learning_rate", learning_rate, at_least=0.0)
@@ -112,6 +119,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         self.stochastic_rounding = stochastic_rounding
         self.skip_nonfinite = skip_nonfinite
         self._undecayed = []
+        self._waiting = {}
 
     # The contract.
 
@@ -154,6 +162,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         # All that can be wrong with a choice of the user raises here, before
         # anything is made.
         specs = [self._specs(variable) for variable in variables]
+        count = len(self.variables)
         with backend.creation_scope(self):
             # Keras would make accumulators of the variables' dtype: in
             # bfloat16, 599 additions of 1.0 give 256.
@@ -173,6 +182,8 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 for key, variable in enumerate(variables)
             ]
             self._accumulated_gradients = [p.accumulator for p in self._plans]
+        if self._waiting:
+            self._load_waiting(count)
 
     def _specs(self, variable):
         if self._overwrite_variable_with_gradient(variable):
@@ -282,8 +293,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         count = len(grads)
         finite = [None] * count
         if self.skip_nonfinite == "step":
-            squares = [ops.sum(ops.square(gradient)) for gradient in grads]
-            all_finite = ops.all(ops.isfinite(ops.stack(squares)))
+            all_finite = ops.all(_have_finite_squares(grads))
             finite = [all_finite] * count
             skipped = ops.cast(ops.logical_not(all_finite), "int32")
             self._skipped_updates.assign_add(skipped)
@@ -299,6 +309,12 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 for gradient, v in zip(grads, trainable_variables, strict=True)
             ]
             grads = [g / self.gradient_accumulation_steps for g in totals]
+        if self.skip_nonfinite == "variable":
+            # Clipped, infinity would be an ordinary value, or zero.
+            if self.global_clipnorm:
+                finite = [ops.all(_have_finite_squares(grads))] * count
+            elif self.clipnorm or self.clipvalue:
+                finite = ops.unstack(_have_finite_squares(grads), count)
         backend.update_variables(
             self,
             self._update_variable,
@@ -316,8 +332,11 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 if i not in given and self._plans[i].average is not None
             ]
             if rest:
+                step_finite = (
+                    finite[0] if self.skip_nonfinite == "step" else None
+                )
                 backend.update_variables(
-                    self, self._update_average, rest, finite[:1] * len(rest)
+                    self, self._update_average, rest, [step_finite] * len(rest)
                 )
 
     def update_step(self, gradient, variable, learning_rate):
@@ -334,8 +353,8 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             learning_rate: Scalar.
             total: Tensor, the sum of the gradients accumulated so far, or
                 `None` without accumulation.
-            finite: Boolean scalar, whether the whole step is to be taken, or
-                `None` where that is for the variable to say.
+            finite: Boolean scalar, whether the update is to be made, or `None`
+                where that is for the statistics to say.
         """
         plan = self._plans[self._get_variable_index(variable)]
         average = [] if plan.average is None else [plan.average]
@@ -356,7 +375,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 lambda: (old, ops.zeros((), dtype="int32")),
             )
             kept = backend.select(complete, ops.zeros_like(total), total)
-            if finite is not None:
+            if self.skip_nonfinite == "step":
                 before = ops.convert_to_tensor(plan.accumulator)
                 kept = backend.select(finite, kept, before)
             self.assign(plan.accumulator, kept)
@@ -413,7 +432,8 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         )
         x = x - delta
         if self.skip_nonfinite == "variable":
-            finite = _is_finite(g, state)
+            seen = _is_finite(g, state)
+            finite = seen if finite is None else ops.logical_and(finite, seen)
         averages = []
         if plan.average is not None:
             if self.skip_nonfinite == "variable":
@@ -502,15 +522,15 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
         }
 
     def save_own_variables(self, store):
-        # Before it is built it has no state, as what loads it has.
-        if not self.built:
+        # Before it is built it has no state but what was loaded.
+        if not self.built and not self._waiting:
             return
-        for key, variable in self._stored().items():
-            store[key] = variable.numpy()
+        stored = {key: v.numpy() for key, v in self._stored().items()}
+        for key, value in (self._waiting | stored).items():
+            store[key] = value
 
     def load_own_variables(self, store):
-        expected = self._stored()
-        saved = {key: tuple(store[key].shape) for key in store.keys()}
+        saved = {key: np.asarray(store[key]) for key in store.keys()}
         if not saved:
             warnings.warn(
                 f"Optimizer '{self.name}' keeps the state it has: the file "
@@ -518,9 +538,23 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
             return
+        expected = self._stored()
+        if not self.built:
+            # Of the slots only `build` knows what they are.
+            self._waiting = saved
+            saved = {k: v for k, v in saved.items() if k in expected}
         check_fits(self, saved, expected)
         for key, variable in expected.items():
-            variable.assign(store[key])
+            variable.assign(saved[key])
+
+    def _load_waiting(self, count):
+        """Gives what was loaded to all variables but the first `count`."""
+        waiting, self._waiting = self._waiting, {}
+        expected = self._stored()
+        check_fits(self, waiting, expected)
+        with backend.outside_graph():
+            for key, variable in list(expected.items())[count:]:
+                variable.assign(waiting[key])
 
     def get_config(self):
         config = super().get_config()
@@ -550,6 +584,12 @@ def path_of(variable):
 def _compute_dtype(variable):
     dtype = keras.backend.standardize_dtype(variable.dtype)
     return "float64" if dtype == "float64" else "float32"
+
+
+def _have_finite_squares(gradients):
+    """Whether each gradient can be trusted, as a boolean vector."""
+    squares = [ops.sum(ops.square(gradient)) for gradient in gradients]
+    return ops.isfinite(ops.stack(squares))
 
 
 def _is_finite(g, state):

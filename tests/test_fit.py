@@ -1007,6 +1007,45 @@ def test_guard_of_a_variable_drops_the_accumulated_gradient():
     assert (weights(model)["bias"] != VECTOR).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])
+@pytest.mark.parametrize("accumulation", [None, 2])
+@pytest.mark.parametrize("clip", ["clipnorm", "clipvalue"])
+def test_guard_of_a_variable_looks_before_clipping(value, accumulation, clip):
+    # Clipped, infinity would be an ordinary value and the rest zero.
+    given = gradients(6, SHAPES)
+    given["bias"][2, 0] = value
+    setting = {clip: 0.5, "gradient_accumulation_steps": accumulation}
+    model = probe_model(STARTS, Adafactor(0.1, **setting))
+    model.optimizer.build(model.trainable_variables)
+    fit(model, {name: g[:2] for name, g in given.items()})
+    before = state(model)
+    fit(model, {name: g[2:4] for name, g in given.items()}, batch_size=2)
+    if accumulation:
+        fit(model, {name: g[:1] for name, g in given.items()})
+    after = state(model)
+    assert int(as_numpy(model.optimizer.skipped_updates)) == 1
+    same = [k for k, x in before.items() if np.array_equal(x, after[k])]
+    assert {k for k in before if "bias" in k} <= set(same)
+    assert not any("encoder" in k for k in same if "accum" not in k)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e25])
+def test_guard_of_a_variable_skips_all_that_is_clipped_together(value):
+    given = gradients(3, SHAPES)
+    given["bias"][1, 0] = value
+    model = probe_model(STARTS, Adafactor(0.1, global_clipnorm=0.5))
+    fit(model, given)
+    rest = {name: without_step(g, 1) for name, g in given.items()}
+    clean = probe_model(STARTS, Adafactor(0.1, global_clipnorm=0.5))
+    fit(clean, {name: g[:1] for name, g in rest.items()})
+    before = state(clean)
+    clean.optimizer.iterations.assign(2)
+    fit(clean, {name: g[1:] for name, g in rest.items()})
+    assert_equal(weights(model), weights(clean))
+    assert (weights(model)["encoder"] != before["encoder"]).any()
+    assert int(as_numpy(model.optimizer.skipped_updates)) == len(STARTS)
+
+
 def test_without_guard_nan_reaches_the_weights():
     model = probe_model(STARTS, Adafactor(skip_nonfinite=None))
     fit(model, poisoned(np.nan))

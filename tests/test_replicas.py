@@ -345,6 +345,25 @@ def test_mirrored_model_is_saved_and_resumed_on_one_device(
         )
 
 
+def test_state_that_waits_for_its_slots_reaches_every_replica(tmp_path):
+    settings = {"learning_rate": 0.1, "beta_1": 0.9, "use_ema": True}
+    given = gradients(8, SHAPES)
+    first = train(mirrored(), settings, given)
+    path = tmp_path / "model.weights.h5"
+    first.save_weights(path)
+    with mirrored().scope():
+        model = probe_model(STARTS, Adafactor(**settings))
+        model.load_weights(path)
+    assert not model.optimizer.built
+    fit(first, given, batch_size=2)
+    fit(model, given, batch_size=2)
+    assert_in_sync(model)
+    for ours, theirs in zip(
+        first.optimizer.variables, model.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(as_numpy(ours), as_numpy(theirs))
+
+
 # What a TPU would compile.
 
 CORES = 2
