@@ -4,9 +4,7 @@ Every replica gets data of its own. What holds under `MirroredStrategy` is run
 on virtual CPU devices; what `TPUStrategy` would compile is traced.
 """
 
-import collections
 import functools
-import types
 
 import keras
 import numpy as np
@@ -29,6 +27,11 @@ if keras.backend.backend() != "tensorflow":
     )
 
 import tensorflow as tf
+
+from tests.fake_tpu import count_ops
+from tests.fake_tpu import fake_tpu_strategy
+from tests.fake_tpu import nodes_of
+from tests.fake_tpu import replica_assignments
 
 pytestmark = pytest.mark.virtual_devices
 
@@ -66,12 +69,25 @@ def assert_in_sync(model):
             )
 
 
-def train(strategy, settings, given, starts=STARTS, batch_size=2, wrap=None):
-    """A model after one epoch under a strategy."""
+class AssertInSync(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        assert_in_sync(self.model)
+
+
+def train(
+    strategy,
+    settings,
+    given,
+    starts=STARTS,
+    batch_size=2,
+    wrap=None,
+    **arguments,
+):
+    """A model after `fit` under a strategy."""
     with strategy.scope():
         optimizer = Adafactor(**settings)
         model = probe_model(starts, wrap(optimizer) if wrap else optimizer)
-    fit(model, given, batch_size=batch_size)
+    fit(model, given, batch_size=batch_size, **arguments)
     return model
 
 
@@ -121,22 +137,61 @@ SETTINGS = [
 def test_replicas_are_in_sync_and_equal_to_one_device(settings):
     given = gradients(12, SHAPES)
     settings = {"learning_rate": 0.1, **settings}
-    model = train(mirrored(), settings, given)
-    assert_in_sync(model)
-    assert_equal_to_one_device(model, settings, given)
+    model = train(
+        mirrored(), settings, given, epochs=2, callbacks=[AssertInSync()]
+    )
+    assert_equal_to_one_device(model, settings, given, epochs=2)
     assert (weights(model)["encoder"] != STARTS["encoder"]).any()
 
 
-def test_eight_replicas_are_in_sync_and_equal_to_one_device():
+EIGHT = [
+    {"gradient_accumulation_steps": 2},
+    {
+        "gradient_accumulation_steps": 2,
+        "beta_1": 0.9,
+        "use_ema": True,
+        "ema_overwrite_frequency": 2,
+        "weight_decay": 0.1,
+        "skip_nonfinite": "step",
+        "global_clipnorm": 0.5,
+    },
+    {"loss_scale_factor": 256.0, "clipnorm": 0.5},
+]
+
+
+@pytest.mark.parametrize("settings", EIGHT, ids=str)
+def test_eight_replicas_are_in_sync_and_equal_to_one_device(settings):
     given = {"encoder": gradients(24, SHAPES)["encoder"]}
-    settings = {"gradient_accumulation_steps": 2}
     arguments = {
         "starts": {"encoder": STARTS["encoder"]},
         "batch_size": 8,
+        "epochs": 2,
     }
-    model = train(mirrored(8), settings, given, **arguments)
-    assert_in_sync(model)
+    model = train(
+        mirrored(8), settings, given, callbacks=[AssertInSync()], **arguments
+    )
     assert_equal_to_one_device(model, settings, given, **arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("guard", ["variable", "step"])
+def test_one_bad_replica_of_eight_stops_all(guard, value):
+    keras.config.set_dtype_policy("bfloat16")
+    given = {"encoder": gradients(24, SHAPES)["encoder"]}
+    given["encoder"][8 + 5, 1, 2] = value  # the sixth replica's, second step
+    with mirrored(8).scope():
+        model = probe_model(
+            {"encoder": STARTS["encoder"]}, Adafactor(skip_nonfinite=guard)
+        )
+        model.optimizer.build(model.trainable_variables)
+    steps = []
+    for first in (0, 8, 16):
+        fit(model, {"encoder": given["encoder"][first : first + 8]}, 8)
+        assert_in_sync(model)
+        steps.append(weights(model)["encoder"])
+    np.testing.assert_array_equal(steps[0], steps[1])
+    assert (steps[1] != steps[2]).any()
+    assert int(as_numpy(model.optimizer.skipped_updates)) == 1
 
 
 def test_schedule_is_the_same_on_every_replica():
@@ -366,65 +421,34 @@ def test_state_that_waits_for_its_slots_reaches_every_replica(tmp_path):
 
 # What a TPU would compile.
 
-CORES = 2
+TPU_SHAPES = [(64, 64), (3, 3, 4, 8), (5,), ()]
 
 
-def fake_tpu_strategy():
-    """A `TPUStrategy` that traces: its variables live on CPU devices."""
-    device = "/job:localhost/replica:0/task:0/device:TPU:{}"
-    metadata = types.SimpleNamespace(
-        num_cores=CORES,
-        num_hosts=1,
-        num_of_cores_per_host=CORES,
-        topology=None,
-        devices=[
-            types.SimpleNamespace(name=device.format(i), device_type="TPU")
-            for i in range(CORES)
-        ],
-    )
-    resolver = types.SimpleNamespace(
-        master=lambda: "",
-        cluster_spec=lambda: None,
-        get_tpu_system_metadata=lambda: metadata,
-    )
-    strategy = tf.distribute.TPUStrategy(resolver)
-    if not hasattr(strategy.extended, "_tpu_devices"):
-        pytest.skip(
-            f"TensorFlow {tf.__version__} keeps a TPUStrategy's devices "
-            "elsewhere: find where, to trace without a TPU."
-        )
-    cpus = [d.name for d in tf.config.list_logical_devices("CPU")]
-    strategy.extended._tpu_devices = np.array([[d] for d in cpus[:CORES]])
-    return strategy
+def tpu_step(settings, dtype="float32", wrap=None):
+    """The step of an optimizer under a `TPUStrategy`, traced.
 
-
-def traced_ops(settings, dtype="float32", wrap=None):
-    """Counts of the operations in the graph of one step on a TPU."""
+    Returns:
+        Tuple of the counts of operations in its graph, and the names of the
+        variables that a replica assigned for itself.
+    """
     strategy = fake_tpu_strategy()
-    shapes = [(64, 64), (3, 3, 4, 8), (5,), ()]
     with strategy.scope():
         variables = [
             keras.Variable(np.ones(shape), dtype=dtype, name=f"w{i}")
-            for i, shape in enumerate(shapes)
+            for i, shape in enumerate(TPU_SHAPES)
         ]
         optimizer = Adafactor(**settings)
         if wrap:
             optimizer = wrap(optimizer)
         optimizer.build(variables)
+    specs = [tf.TensorSpec(shape, dtype) for shape in TPU_SHAPES]
 
-    @tf.function
     def step(*gradients):
-        strategy.run(
-            lambda *gs: optimizer.apply(list(gs), variables), args=gradients
-        )
+        optimizer.apply(list(gradients), variables)
 
-    graph = step.get_concrete_function(
-        *(tf.TensorSpec(shape, dtype) for shape in shapes)
-    ).graph.as_graph_def()
-    nodes = [*graph.node]
-    for function in graph.library.function:
-        nodes += function.node_def
-    return collections.Counter(node.op for node in nodes), len(shapes)
+    with replica_assignments(variables[0].value) as assigned:
+        nodes = nodes_of(strategy, step, *specs)
+    return count_ops(nodes), assigned
 
 
 @pytest.mark.parametrize(
@@ -440,22 +464,36 @@ def traced_ops(settings, dtype="float32", wrap=None):
     ids=str,
 )
 def test_tpu_step_sums_every_gradient_once(settings):
-    count, gradients = traced_ops(settings)
-    assert count["CrossReplicaSum"] == gradients
+    count, assigned = tpu_step(settings)
+    assert count["CrossReplicaSum"] == len(TPU_SHAPES)
     assert count["TPUReplicateMetadata"] == 1
+    assert not assigned
     assert not [op for op in count if "Scatter" in op or "PyFunc" in op]
 
 
 @pytest.mark.parametrize("guard", ["variable", "step", None])
 def test_tpu_step_of_bfloat16_weights_sums_every_gradient_once(guard):
-    count, gradients = traced_ops({"skip_nonfinite": guard}, "bfloat16")
-    assert count["CrossReplicaSum"] == gradients
+    count, assigned = tpu_step({"skip_nonfinite": guard}, "bfloat16")
+    assert count["CrossReplicaSum"] == len(TPU_SHAPES)
+    assert not assigned
     assert not [op for op in count if "Scatter" in op or "Random" in op]
 
 
 def test_tpu_step_under_loss_scaling_traces():
-    count, gradients = traced_ops(
+    count, assigned = tpu_step(
         {"gradient_accumulation_steps": 2},
         wrap=keras.optimizers.LossScaleOptimizer,
     )
-    assert count["CrossReplicaSum"] == gradients
+    assert count["CrossReplicaSum"] == len(TPU_SHAPES)
+    # Keras' wrapper lets every replica count for itself.
+    assert {name.split("/")[0] for name in assigned} <= {"loss_scale_optimizer"}
+
+
+def test_assignment_by_a_replica_is_seen():
+    """That no optimizer here assigns so is no accident of the test."""
+    strategy = fake_tpu_strategy()
+    with strategy.scope():
+        own = keras.Variable(np.ones(3), name="own")
+    with replica_assignments(own.value) as assigned:
+        nodes_of(strategy, lambda: own.assign_add(np.ones(3)))
+    assert assigned == ["own:0"]
