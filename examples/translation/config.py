@@ -173,6 +173,11 @@ class TranslationConfig:
     virtual_devices: int = _field(
         1, "Split the CPU into this many devices.", minimum=1
     )
+    model_parallel: int = _field(
+        1,
+        "Devices that share one copy of the model (JAX).",
+        minimum=1,
+    )
     jit_compile: str = _field(
         "auto", "XLA for the training step.", choices=("auto", "on", "off")
     )
@@ -403,6 +408,7 @@ def _check_pairs(config):
             "--virtual_devices splits a CPU; it cannot go with "
             f"--strategy tpu. Received: {config.virtual_devices}"
         )
+    _check_model_parallel(config)
     for name in ("checkpoint_every", "steps"):
         if getattr(config, name) % config.steps_per_execution:
             raise _invalid(
@@ -413,3 +419,19 @@ def _check_pairs(config):
             )
     if config.run_dir and "://" in config.run_dir:
         raise _invalid("run_dir", "a local directory", config.run_dir)
+
+
+def _check_model_parallel(config):
+    size = config.model_parallel
+    if size > 1 and config.strategy in ("default", "mirrored"):
+        raise UserError(
+            "--model_parallel lays out the devices itself; it cannot go with "
+            f"--strategy {config.strategy}. Received: {size}"
+        )
+    for name in ("num_heads", "ff_dim"):
+        if getattr(config, name) % size:
+            raise _invalid(
+                "model_parallel",
+                f"a divisor of --{name} ({getattr(config, name)})",
+                size,
+            )

@@ -8,6 +8,7 @@ import os
 import keras
 
 from examples.translation.errors import UserError
+from examples.translation.layouts import model_parallel as lay_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Devices:
         return self.strategy.scope()
 
 
-def choose_devices(strategy="auto", virtual_devices=1):
+def choose_devices(strategy="auto", virtual_devices=1, model_parallel=1):
     """Returns the `Devices` of the Keras backend in use.
 
     Must be called before anything has run on a device.
@@ -43,10 +44,12 @@ def choose_devices(strategy="auto", virtual_devices=1):
             are several, else one device. `default`, `mirrored` and `tpu`
             insist on one device, all devices, and a TPU.
         virtual_devices: Number of devices to make of the CPU.
+        model_parallel: Number of devices to split each copy of the model
+            over; JAX only.
 
     Raises:
-        UserError: The devices asked for are not there, or the CPU can no
-            longer be split.
+        UserError: The devices asked for are not there or cannot be shared out
+            so, or the CPU can no longer be split.
     """
     choose = {"tensorflow": _tensorflow, "jax": _jax}.get(
         keras.backend.backend()
@@ -56,11 +59,18 @@ def choose_devices(strategy="auto", virtual_devices=1):
             "KERAS_BACKEND must be tensorflow or jax. Received: "
             f"{keras.backend.backend()}"
         )
-    return choose(strategy, virtual_devices)
+    return choose(strategy, virtual_devices, model_parallel)
 
 
-def _tensorflow(strategy, virtual_devices):
+def _tensorflow(strategy, virtual_devices, model_parallel):
     import tensorflow as tf  # noqa: PLC0415
+
+    if model_parallel > 1:
+        raise UserError(
+            "--model_parallel needs Keras' JAX backend: set KERAS_BACKEND=jax. "
+            f"Received: --model_parallel {model_parallel} with "
+            "KERAS_BACKEND=tensorflow"
+        )
 
     version = f"TensorFlow {tf.__version__}"
     if virtual_devices > 1:
@@ -108,7 +118,7 @@ def _tpu(tf, version):
     )
 
 
-def _jax(strategy, virtual_devices):
+def _jax(strategy, virtual_devices, model_parallel):
     import jax  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
 
@@ -120,6 +130,13 @@ def _jax(strategy, virtual_devices):
                 jax.config.update("jax_num_cpu_devices", virtual_devices)
         except RuntimeError as error:
             raise _too_late(virtual_devices) from error
+    if jax.process_count() > 1:
+        raise UserError(
+            "The example trains in one process: it feeds whole batches and "
+            "writes whole checkpoints. Received: "
+            f"{jax.process_count()} processes of jax.distributed. A model over "
+            "several hosts needs keras.callbacks.OrbaxCheckpoint."
+        )
     platform = jax.default_backend()
     version = f"JAX {jax.__version__}"
     if strategy == "tpu" and platform != "tpu":
@@ -128,6 +145,10 @@ def _jax(strategy, virtual_devices):
             f"type {platform}."
         )
     count = jax.device_count()
+    if model_parallel > 1:
+        return _jax_model_parallel(
+            model_parallel, count, f"{platform} devices, {version}"
+        )
     if strategy == "mirrored" or (strategy != "default" and count > 1):
         distribution = keras.distribution.DataParallel()
         keras.distribution.set_distribution(distribution)
@@ -135,6 +156,22 @@ def _jax(strategy, virtual_devices):
             f"DataParallel over {count} {platform} devices, {version}", count
         )
     return Devices(f"one {platform} device, {version}")
+
+
+def _jax_model_parallel(size, count, devices):
+    if count % size:
+        raise UserError(
+            "--model_parallel must divide the number of devices, which is "
+            f"{count}: {devices}. Received: {size}"
+        )
+    distribution = lay_out(keras.distribution.list_devices(), size)
+    keras.distribution.set_distribution(distribution)
+    replicas = count // size
+    return Devices(
+        f"ModelParallel over {count} {devices}: mesh (data {replicas}, model "
+        f"{size})",
+        replicas,
+    )
 
 
 def _too_late(virtual_devices):

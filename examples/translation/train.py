@@ -52,7 +52,9 @@ def train(config, termination=None):
         UserError: The run cannot be done, or is not the one in `run_dir`.
     """
     start_naming()
-    devices = choose_devices(config.strategy, config.virtual_devices)
+    devices = choose_devices(
+        config.strategy, config.virtual_devices, config.model_parallel
+    )
     check_devices(config, devices)
     corpus = open_corpus(config)
     run_dir = run_directory(config, corpus.kind)
@@ -62,6 +64,7 @@ def train(config, termination=None):
         tokenizer = train_tokenizer(
             corpus, run_dir / "cache", config.vocab_size
         )
+        check_vocabulary(config, tokenizer)
         checkpoints = Checkpoints(
             run_dir / "checkpoints",
             interval=config.checkpoint_every,
@@ -335,4 +338,13 @@ def check_devices(config, devices):
         raise UserError(
             f"{devices.description} cannot do {', '.join(unable)}. Leave it "
             "out, or use --strategy default."
+        )
+
+
+def check_vocabulary(config, tokenizer):
+    """Raises `UserError` if the vocabulary cannot be split as asked."""
+    if tokenizer.vocab_size % config.model_parallel:
+        raise UserError(
+            "--model_parallel must divide the vocabulary, which fills "
+            f"{tokenizer.vocab_size:,} rows. Received: {config.model_parallel}"
         )

@@ -99,6 +99,19 @@ def test_max_length_cuts_and_extends_the_buckets():
             r"--virtual_devices .* cannot go with --strategy tpu",
         ),
         (
+            {"model_parallel": 8},
+            r"--model_parallel must be a divisor of --num_heads \(4\). "
+            "Received: 8",
+        ),
+        (
+            {"model_parallel": 4, "ff_dim": 510},
+            r"--model_parallel must be a divisor of --ff_dim \(510\)",
+        ),
+        (
+            {"model_parallel": 2, "strategy": "mirrored"},
+            r"--model_parallel .* cannot go with --strategy mirrored",
+        ),
+        (
             {"steps_per_execution": 3},
             r"--checkpoint_every must be a multiple of --steps_per_execution",
         ),

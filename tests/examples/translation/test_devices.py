@@ -64,6 +64,31 @@ def test_a_missing_tpu_is_an_error():
         choose_devices("tpu")
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="KERAS_BACKEND=jax runs this.")
+def test_a_mesh_that_leaves_devices_over_is_refused():
+    count = keras.distribution.get_device_count()
+    message = (
+        rf"--model_parallel must divide .* which is {count}: .*: {count + 1}"
+    )
+    with pytest.raises(UserError, match=message):
+        choose_devices("auto", 1, count + 1)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="KERAS_BACKEND=jax runs this.")
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(UserError, match="in one process.* Received: 2"):
+        choose_devices()
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="KERAS_BACKEND=tensorflow runs this."
+)
+def test_only_jax_splits_a_model():
+    with pytest.raises(UserError, match="needs Keras' JAX backend.* 2 with"):
+        choose_devices("auto", 1, 2)
+
+
 def test_another_backend_is_refused(monkeypatch):
     monkeypatch.setattr(devices.keras.backend, "backend", lambda: "torch")
     with pytest.raises(UserError, match="tensorflow or jax. Received: torch"):

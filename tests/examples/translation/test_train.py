@@ -15,6 +15,7 @@ from examples.translation.checkpoint import STATE
 from examples.translation.devices import Devices
 from examples.translation.errors import UserError
 from examples.translation.synthetic import grammar
+from examples.translation.tokenizer import Tokenizer
 from examples.translation.train import train
 from tests.examples.translation.wmt14_files import prepare_wmt14
 
@@ -210,6 +211,19 @@ def test_what_a_strategy_cannot_do_is_refused(small_config, overrides, message):
     with pytest.raises(UserError, match=f"Mirrored cannot do {message}"):
         job.check_devices(config, mirrored)
     job.check_devices(config, Devices("one"))
+
+
+def test_a_vocabulary_that_cannot_be_split_is_refused(
+    small_config, finished_run
+):
+    tokenizer = Tokenizer.load(finished_run / "tokenizer.model")
+    rows = f"{tokenizer.vocab_size:,} rows. Received: 3"
+    config = small_config(
+        model_parallel=3, num_heads=3, model_dim=36, ff_dim=66
+    )
+    assert tokenizer.vocab_size % 3
+    with pytest.raises(UserError, match=rows):
+        job.check_vocabulary(config, tokenizer)
 
 
 REPLICAS = """

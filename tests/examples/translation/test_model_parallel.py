@@ -1,0 +1,152 @@
+"""JAX: `--model_parallel` on eight virtual devices, against one device."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+from examples.translation import train as job
+from examples.translation.config import TranslationConfig
+from examples.translation.evaluate import read_pairs
+from examples.translation.runs import build_translator
+from examples.translation.runs import load_run
+from examples.translation.train import train
+from tests.examples.translation.conftest import SETTINGS
+from tests.examples.translation.test_train import checkpoint
+
+if keras.backend.backend() != "jax":
+    pytest.skip(
+        "Only JAX splits a model: KERAS_BACKEND=jax runs these tests.",
+        allow_module_level=True,
+    )
+
+import jax
+
+pytestmark = pytest.mark.virtual_devices
+
+STEPS = 3
+ONE_DEVICE = {"strategy": "default"}
+SPLIT = {"model_parallel": 2}
+
+
+def fit(data_dir, run_dir, stops, **devices):
+    """Trains up to each stop in turn; returns the last `Job`, unfinished."""
+    for steps in stops:
+        jobs = []
+        config = TranslationConfig.from_preset(
+            **SETTINGS
+            | {
+                "data_dir": data_dir,
+                "run_dir": str(run_dir),
+                "virtual_devices": 8,
+                "steps": steps,
+                "checkpoint_every": 1,
+                "bleu_every": 0,
+                "bucket_lengths": (96,),
+                "evaluation_batch_size": 64,
+                **devices,
+            }
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                job.Job, "finish", lambda self, jobs=jobs: jobs.append(self)
+            )
+            train(config)
+    return jobs[0]
+
+
+# Not a fixture: those are also set up outside the child process.
+@functools.cache
+def split_run(data_dir):
+    """A job on the devices, and its translations of some sentences."""
+    # Most of the time is XLA's; runs of one shape need it once. This process
+    # ends with this file.
+    for name, value in (
+        ("jax_compilation_cache_dir", f"{data_dir}/xla"),
+        ("jax_persistent_cache_min_compile_time_secs", 0),
+    ):
+        jax.config.update(name, value)
+    found = fit(data_dir, f"{data_dir}/split", [STEPS], **SPLIT)
+    return found, found.translator.translate(sentences(found.corpus))
+
+
+def sentences(corpus):
+    return [source for source, _ in read_pairs(corpus, "test", 8)]
+
+
+def axes(variable):
+    """The mesh axis that each axis of a variable is split over."""
+    found = tuple(variable.value.sharding.spec)
+    return found + (None,) * (len(variable.shape) - len(found))
+
+
+def test_the_log_names_mesh_and_devices(data_dir):
+    description = split_run(data_dir)[0].devices.description
+    assert description.startswith("ModelParallel over 8 cpu devices, JAX")
+    assert description.endswith("mesh (data 4, model 2)")
+    assert split_run(data_dir)[0].devices.replicas == 4
+
+
+def test_matrices_and_their_statistics_are_split(data_dir):
+    weights = split_run(data_dir)[0].model.trainable_variables
+    for weight, (path, slots) in zip(
+        weights, split_run(data_dir)[0].optimizer.slots(), strict=True
+    ):
+        assert weight.path == path
+        whole = "layer_norm" in path or path.endswith("output/bias")
+        assert ("model" in axes(weight)) != whole, path
+        assert "data" not in axes(weight)
+        if len(weight.shape) == 2:
+            assert axes(slots["v_row"]) == axes(weight)[:1], path
+            assert axes(slots["v_col"]) == axes(weight)[1:], path
+        if "v" in slots:
+            assert axes(slots["v"]) == axes(weight), path
+    kernels = [w for w in weights if len(w.shape) > 1]
+    for kernel in kernels:
+        shard = kernel.value.addressable_shards[0].data
+        assert shard.size * 2 == kernel.value.size, kernel.path
+
+
+def test_first_steps_equal_one_device(data_dir, tmp_path):
+    split = split_run(data_dir)[0]
+    single = fit(data_dir, tmp_path, [STEPS], **ONE_DEVICE)
+    assert single.devices.description.startswith("one cpu device")
+    assert [row["step"] for row in single.state.history] == [1, 2, 3]
+    for name in ("loss", "val_loss"):
+        losses = [
+            [row[name] for row in found.state.history]
+            for found in (split, single)
+        ]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+    for ours, theirs in zip(
+        split.model.trainable_variables,
+        single.model.trainable_variables,
+        strict=True,
+    ):
+        np.testing.assert_allclose(
+            *(keras.ops.convert_to_numpy(v) for v in (ours, theirs)),
+            rtol=1e-4,
+            atol=1e-5,
+            err_msg=ours.path,
+        )
+
+
+def test_a_cut_run_continues_bit_for_bit(data_dir, tmp_path):
+    cut = fit(data_dir, tmp_path, [2, STEPS], **SPLIT)
+    before = [
+        axes(variable) for variable in split_run(data_dir)[0].model.variables
+    ]
+    assert [axes(variable) for variable in cut.model.variables] == before
+    assert checkpoint(tmp_path, STEPS) == checkpoint(
+        split_run(data_dir)[0].run_dir, STEPS
+    )
+
+
+def test_one_device_reads_and_translates_alike(data_dir):
+    found, translations = split_run(data_dir)
+    keras.distribution.set_distribution(None)
+    config, tokenizer, model = load_run(found.run_dir, {})
+    assert {len(v.value.devices()) for v in model.variables} == {1}
+    translator = build_translator(config, tokenizer, model)
+    assert translator.translate(sentences(found.corpus)) == translations
