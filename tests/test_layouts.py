@@ -278,6 +278,60 @@ def test_sharded_model_is_saved_and_resumed(tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {".*kernel": (None, "model")},
+        {".*bias": ("model",)},
+        {".*kernel": ("model", "batch"), ".*bias": ("model",)},
+        {".*": ()},
+    ],
+    ids=str,
+)
+def test_rules_as_users_write_them(rules, tmp_path):
+    """Equal to one device; kept by `fit`, by saving and by what resumes."""
+    random = np.random.default_rng(0)
+    x, y = (random.normal(size=(32, n)).astype("float32") for n in (16, 8))
+
+    def fit(model):
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+
+    def trained():
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((16,)), *map(keras.layers.Dense, (32, 8))]
+        model = keras.Sequential(layers)
+        settings = {"beta_1": 0.9, "use_ema": True}
+        model.compile(Adafactor(0.1, **settings), loss="mse")
+        fit(model)
+        return model
+
+    with distributed(model_parallel(rules)):
+        model = trained()
+        layouts = [spec(v) for v in variables(model)]
+        given = [tuple(rule) for rule in rules.values() if rule]
+        assert set(given) <= set(layouts)
+        for weight, (_, slots) in zip(
+            model.trainable_variables, model.optimizer.slots(), strict=True
+        ):
+            assert spec(slots["m"]) == spec(weight)
+            if "v_row" in slots:
+                found = spec(slots["v_row"]) + spec(slots["v_col"])
+                assert found == spec(weight)
+        after_one = [as_numpy(v) for v in variables(model)]
+        model.save(tmp_path / "model.keras")
+        fit(model)
+        resumed = keras.models.load_model(tmp_path / "model.keras")
+        fit(resumed)
+        assert [spec(v) for v in variables(model)] == layouts
+        assert [spec(v) for v in variables(resumed)] == layouts
+    for ours, theirs in zip(variables(model), variables(resumed), strict=True):
+        np.testing.assert_array_equal(as_numpy(ours), as_numpy(theirs))
+    for value, single in zip(after_one, variables(trained()), strict=True):
+        np.testing.assert_allclose(
+            value, as_numpy(single), rtol=2e-5, atol=2e-6, err_msg=single.path
+        )
+
+
 def test_factored_step_gathers_no_weight():
     """Sharded by columns, the step needs sums over the shards and no more."""
     with distributed(model_parallel({".*kernel": (None, "model")})):
