@@ -1,0 +1,80 @@
+"""SIGKILL in the middle of a write; `benchmarks.kill_resume` does many."""
+
+import json
+import random
+import shutil
+
+import keras
+import pytest
+
+from benchmarks import kill_resume
+from examples.translation.checkpoint import ARRAYS
+from examples.translation.checkpoint import MANIFEST
+
+SETTING = kill_resume.SETTINGS[
+    {"tensorflow": "tensorflow", "jax": "model_parallel"}[
+        keras.backend.backend()
+    ]
+]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def straight(data_dir, tmp_path_factory):
+    """A run left alone."""
+    run = new_run(data_dir, tmp_path_factory.mktemp("killed") / "straight")
+    run.finish()
+    return run
+
+
+def new_run(data_dir, folder):
+    flags = kill_resume.FLAGS | {"data_dir": data_dir, "steps": STEPS}
+    return kill_resume.Run(SETTING, flags, folder)
+
+
+def test_killed_in_a_write_a_run_ends_as_if_left_alone(straight, data_dir):
+    assert f"devices: {SETTING.devices}" in straight.logs[0].read_text()
+    run = new_run(data_dir, straight.folder.parent / "killed")
+    (kill,) = kill_resume.kill_and_resume(run, 1, random.Random(0), reach=0)
+    assert kill["in_write"]
+    assert not kill["half_checkpoints"]
+    assert not kill["wrong_resume"]
+    assert 0 < kill["newest"] < STEPS
+    assert run.continued_from() == kill["newest"]
+    assert run.steps()[-1] == STEPS
+    assert kill_resume.differences(straight, run) == []
+
+
+def test_a_difference_in_one_slot_is_seen(straight, data_dir, tmp_path):
+    run = new_run(data_dir, tmp_path)
+    shutil.copytree(straight.run_dir, run.run_dir)
+    assert kill_resume.differences(straight, run) == []
+    changed = kill_resume.double_a_statistic(run.path(STEPS))
+    assert kill_resume.is_whole(run.path(STEPS))
+    assert kill_resume.differences(straight, run) == [f"optimizer {changed}"]
+
+
+@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
+def test_half_a_checkpoint_is_seen(straight, tmp_path, name):
+    shutil.copytree(straight.path(STEPS), tmp_path / "step")
+    assert kill_resume.is_whole(tmp_path / "step")
+    content = (tmp_path / "step" / name).read_bytes()
+    (tmp_path / "step" / name).write_bytes(content[: len(content) // 2])
+    assert not kill_resume.is_whole(tmp_path / "step")
+
+
+def test_a_bad_row_does_not_pass():
+    row = {
+        "different": [],
+        "wrong_resumes": 0,
+        "half_checkpoints": 0,
+        "different_in_control": 3,
+    }
+    assert kill_resume.passed(row)
+    for bad in (
+        {"different": ["step"]},
+        {"wrong_resumes": 1},
+        {"half_checkpoints": 1},
+        {"different_in_control": 0},
+    ):
+        assert not kill_resume.passed(row | bad), json.dumps(bad)
