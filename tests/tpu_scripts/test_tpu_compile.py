@@ -1,0 +1,481 @@
+"""Steps compiled by the TPU compiler. Nothing here is run on a TPU.
+
+What `fit` compiles is compiled for every generation: through TensorFlow's
+StableHLO with KERAS_BACKEND=tensorflow, through JAX with KERAS_BACKEND=jax.
+Numbers are the compiler's account of the program, never a clock's.
+"""
+
+import collections
+import contextlib
+import functools
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import keras_adafactor
+from examples.translation.config import TranslationConfig
+from examples.translation.layers import FeedForward
+from examples.translation.losses import SmoothedCrossEntropy
+from examples.translation.losses import masked_accuracy
+from examples.translation.model import build_model
+from keras_adafactor import Adafactor
+from keras_adafactor import backend
+from tests.optimizers import TABLE
+from tpu_scripts import tpu_compiler
+from tpu_scripts import train_step
+
+BACKEND = keras.backend.backend()
+if tpu_compiler.MISSING:
+    pytest.skip(
+        f"{' and '.join(tpu_compiler.MISSING)} not installed: "
+        "pip install -e '.[tpu-compile]' runs these tests.",
+        allow_module_level=True,
+    )
+if BACKEND not in ("tensorflow", "jax"):
+    pytest.skip(
+        "Only TensorFlow and JAX compile for TPUs: KERAS_BACKEND=tensorflow "
+        "or jax runs these tests.",
+        allow_module_level=True,
+    )
+only_jax = pytest.mark.skipif(
+    BACKEND != "jax",
+    reason="Layouts are applied by JAX alone: KERAS_BACKEND=jax runs this.",
+)
+
+GENERATIONS = {
+    "v2": "v2:2x2",
+    "v3": "v3:2x2",
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:1x1",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:1x1",
+    "tpu7x": "tpu7x:2x2x1",
+}
+# Options that change the program; the last one also rounds at random.
+SETTINGS = {
+    "int8_momentum": {"beta_1": 0.9, "momentum_dtype": "int8"},
+    "accumulation_and_average": {
+        "gradient_accumulation_steps": 2,
+        "use_ema": True,
+        "weight_decay": 0.1,
+    },
+    "bfloat16_weights_step_guard": {
+        "skip_nonfinite": "step",
+        "global_clipnorm": 1.0,
+    },
+}
+ROWS, LENGTH, PIECES = 4, 32, 500
+
+
+def device(generation="v5e"):
+    return tpu_compiler.devices(GENERATIONS[generation])[0]
+
+
+def translation_model(
+    optimizer, policy="mixed_bfloat16", width=64, num_heads=4, dropout=0.0
+):
+    """The smallest translation model that has every kind of layer."""
+    config = TranslationConfig.from_preset(
+        num_layers=1,
+        model_dim=width,
+        ff_dim=4 * width,
+        num_heads=num_heads,
+        dropout=dropout,
+    )
+    model = build_model(
+        config, vocab_size=512, piece_count=PIECES, dtype=policy
+    )
+    return compiled(model, optimizer)
+
+
+def compiled(model, optimizer):
+    model.compile(
+        optimizer=optimizer,
+        loss=SmoothedCrossEntropy(0.1, PIECES),
+        weighted_metrics=[
+            keras.metrics.MeanMetricWrapper(masked_accuracy, name="accuracy")
+        ],
+        jit_compile=True,
+    )
+    return model
+
+
+def packed_batch(rows=ROWS):
+    """A batch as `batching.assemble` makes it; only its shapes matter."""
+    ids = np.zeros((rows, LENGTH), "int32")
+    features = {
+        f"{side}_{what}": ids
+        for side in ("source", "target")
+        for what in ("ids", "segments", "positions")
+    }
+    return features, ids, np.zeros((rows, LENGTH), "float32")
+
+
+@functools.cache
+def default_step():
+    """The default optimizer's step, traced once for all generations."""
+    model = translation_model(Adafactor())
+    if BACKEND == "jax":
+        return functools.partial(
+            train_step.compile_train_step, model, packed_batch()
+        )
+    hlo = train_step.tensorflow_step(model, packed_batch())
+    return functools.partial(tpu_compiler.compile_hlo, hlo)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_train_step_compiles_for_every_generation(generation):
+    program = default_step()(device(generation))
+    assert program.on_host() == []
+    assert program.hbm_bytes < tpu_compiler.usable_hbm(device(generation))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_train_step_compiles_with_every_option(setting):
+    policy = "bfloat16" if "bfloat16" in setting else "mixed_bfloat16"
+    model = translation_model(Adafactor(**SETTINGS[setting]), policy)
+    program = train_step.compile_train_step(model, packed_batch(), device())
+    assert program.on_host() == []
+    assert_arguments(program, model)
+
+
+def test_dropout_compiles():
+    # In a model of its own: on TensorFlow each dropout takes seconds.
+    inputs = keras.Input((LENGTH, 64), batch_size=ROWS)
+    outputs = FeedForward(64, 256, dropout=0.1)(inputs)
+    model = keras.Model(inputs, outputs)
+    model.compile(Adafactor(), "mse", jit_compile=True)
+    batch = (np.zeros((ROWS, LENGTH, 64), "float32"),) * 2
+    program = train_step.compile_train_step(model, batch, device())
+    assert program.on_host() == []
+    assert_arguments(program, model, batch)
+
+
+def assert_arguments(program, model, batch=None):
+    """The program takes every variable and the batch, and nothing else."""
+    variables = [
+        v for kind in train_step.state_of(model).values() for v in kind
+    ]
+    batch = packed_batch() if batch is None else batch
+    given = [*variables, *keras.tree.flatten(batch)]
+    assert collections.Counter(
+        (a.shape, a.dtype) for a in program.arguments
+    ) == collections.Counter((tuple(v.shape), str(v.dtype)) for v in given)
+    assert program.argument_bytes == sum(a.hbm_bytes for a in program.arguments)
+    # Updated in place, but for the sums of metrics in tuples of their own.
+    assert program.output_bytes - program.alias_bytes < 10_000
+
+
+def test_state_among_the_arguments_is_what_the_report_says():
+    programs, models = [], []
+    batch = (np.zeros((8, 1024), "float32"),) * 2
+    for optimizer in (keras.optimizers.Adam(), Adafactor()):
+        inputs = keras.Input((1024,), batch_size=8)
+        hidden = keras.layers.Dense(2048, activation="relu")(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(1024)(hidden))
+        model.compile(optimizer, "mse", jit_compile=True)
+        program = train_step.compile_train_step(model, batch, device())
+        assert_arguments(program, model, batch)
+        programs.append(program)
+        models.append(model)
+    report = keras_adafactor.state_report(models[1])
+    adam, ours = (
+        sum(argument.unpadded_bytes for argument in program.arguments)
+        for program in programs
+    )
+    # Beside its slots, Adafactor counts skipped updates in 4 bytes.
+    assert adam - ours == report.adam_bytes - report.total_bytes - 4
+    # What is saved in arguments is saved in HBM.
+    saved = programs[0].hbm_bytes - programs[1].hbm_bytes
+    assert saved > 0.95 * (report.adam_bytes - report.total_bytes)
+
+
+SHAPES = {
+    "table": (8192, 512),
+    "kernel": (512, 2048),
+    "heads": (512, 16, 32),
+    "bias": (2048,),
+    "scale": (),
+}
+
+
+def variables_of(shapes, dtype="float32"):
+    made = []
+    for name, shape in shapes.items():
+        with keras.name_scope(name):
+            made.append(
+                keras.Variable("zeros", shape=shape, dtype=dtype, name="w")
+            )
+    return made
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_optimizer_step_of_every_row_compiles(row):
+    program = train_step.compile_optimizer_step(
+        row.optimizer(), variables_of(SHAPES), device()
+    )
+    assert program.on_host() == []
+    assert program.output_bytes - program.alias_bytes < 10_000
+
+
+LARGE = (16384, 8192)
+
+
+@functools.cache
+def large_step(make):
+    """The step of one large matrix alone."""
+
+    def built():
+        optimizer, variables = make(), variables_of({"kernel": LARGE})
+        optimizer.build(variables)
+        return optimizer, variables
+
+    made = train_step.without_memory(built) if BACKEND == "jax" else built()
+    return train_step.compile_optimizer_step(*made, device())
+
+
+def test_step_reads_no_more_than_the_gradient_thrice_and_the_weight_twice():
+    # g, g, g, w, w read and w written make 24 bytes: the statistics need all
+    # of g, the clip all of g again, the update needs it a third time.
+    size = math.prod(LARGE)
+    assert large_step(Adafactor).bytes_accessed / size < 24.1
+    # g, w, m, v read and w, m, v written.
+    adam = large_step(keras.optimizers.Adam).bytes_accessed / size
+    assert adam == pytest.approx(28, rel=1e-3)
+
+
+def test_factored_variable_needs_no_temporary_of_its_size():
+    size = math.prod(LARGE)
+    assert large_step(Adafactor).temporary_bytes < 0.01 * size
+    assert large_step(Adafactor).code_bytes < 2**20
+
+
+def test_temporary_of_full_size_is_seen():
+    """What the test before would fail on: the second moment, built."""
+    import jax  # noqa: PLC0415
+    import jax.numpy as jnp  # noqa: PLC0415
+
+    def step(x, g, row, col):
+        v = jax.lax.optimization_barrier(jnp.outer(row, col))
+        return x - g * jax.lax.rsqrt(v)
+
+    arrays = [np.empty(s, "float32") for s in (LARGE[:1], LARGE[1:])]
+    x = jax.ShapeDtypeStruct(LARGE, "float32")
+    program = tpu_compiler.compile_jax(
+        step, tpu_compiler.on_device(device(), [x, x, *arrays]), donate=(0,)
+    )
+    assert program.temporary_bytes >= 4 * math.prod(LARGE)
+
+
+# These tests can fail: what is left to the host is seen or refused.
+
+
+class Unsupported(keras.layers.Layer):
+    """A layer that Python computes."""
+
+    def call(self, x):
+        if BACKEND == "tensorflow":
+            import tensorflow as tf  # noqa: PLC0415
+
+            return tf.ensure_shape(
+                tf.numpy_function(np.tanh, [x], tf.float32), x.shape
+            )
+        import jax  # noqa: PLC0415
+
+        jax.debug.callback(lambda x: None, x)
+        return x
+
+
+def test_step_that_calls_python_is_reported():
+    inputs = keras.Input((8,), batch_size=8)
+    outputs = keras.layers.Dense(8)(Unsupported()(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile(Adafactor(), "mse", jit_compile=True)
+    batch = (np.zeros((8, 8), "float32"), np.zeros((8, 8), "float32"))
+    if BACKEND == "tensorflow":
+        with pytest.raises(Exception, match="(?i)unsupported|PyFunc"):
+            train_step.compile_train_step(model, batch, device())
+        return
+    program = train_step.compile_train_step(model, batch, device())
+    assert "operation send" in program.on_host()
+
+
+def test_array_in_host_memory_is_reported():
+    import jax  # noqa: PLC0415
+
+    def step(x):
+        kept = jax.device_put(x * 2, jax.memory.Space.Host)
+        return jax.device_put(kept, jax.memory.Space.Device) + 1
+
+    x = tpu_compiler.on_device(device(), np.empty((1024, 1024), "float32"))
+    program = tpu_compiler.compile_jax(step, [x])
+    assert "array in host memory" in program.on_host()
+
+
+def test_program_that_does_not_fit_says_so_in_numbers():
+    import jax  # noqa: PLC0415
+
+    x = jax.ShapeDtypeStruct((2**17, 2**16), "float32")  # 32 GiB
+    with pytest.raises(tpu_compiler.DoesNotFit) as raised:
+        tpu_compiler.compile_jax(
+            lambda x: x + 1, tpu_compiler.on_device(device(), [x])
+        )
+    assert raised.value.required >= 2**35
+    assert raised.value.available == round(15.75 * 2**30)
+
+
+def test_mistyped_topology_lists_the_valid_ones():
+    with pytest.raises(tpu_compiler.TopologyError, match="v5e:4x5") as raised:
+        tpu_compiler.devices("v5e:4x5")
+    listed = str(raised.value).split("There are:")[1].split()
+    assert "v5e:4x4" in listed
+    for topology in listed:
+        chips, found = (
+            tpu_compiler.chips(topology),
+            len(tpu_compiler.devices(topology)),
+        )
+        assert found in (chips, 2 * chips), topology
+
+
+# Sharded: 256 chips, axes "data" and "model".
+
+LAYOUTS = {
+    "table/w|.*embeddings": ("model", "data"),
+    "kernel/w|.*inner/kernel": ("data", "model"),
+    "heads/w|.*(query|key|value)/kernel": ("data", "model", None),
+    "bias/w": ("model",),
+    ".*attention/output/kernel": ("model", None, "data"),
+    ".*feed_forward/output/kernel": ("model", "data"),
+}
+
+
+@contextlib.contextmanager
+def slice_of_256_chips():
+    mesh = keras.distribution.DeviceMesh(
+        (16, 16), ["data", "model"], tpu_compiler.devices("v5e:16x16")
+    )
+    layouts = keras.distribution.LayoutMap(mesh)
+    for pattern, axes in LAYOUTS.items():
+        layouts[pattern] = axes
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(
+            layout_map=layouts, batch_dim_name="data"
+        )
+    )
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+def exchanged(program):
+    """Counter of (kind, bytes that come out) of the collectives."""
+    return collections.Counter(
+        (c.kind, c.output_bytes) for c in program.collectives()
+    )
+
+
+def sharded_optimizer_step(make):
+    def built():
+        optimizer, variables = make(), variables_of(SHAPES)
+        optimizer.build(variables)
+        return optimizer, variables
+
+    with slice_of_256_chips():
+        optimizer, variables = train_step.without_memory(built)
+        program = train_step.compile_optimizer_step(
+            optimizer, variables, device=None
+        )
+    return optimizer, exchanged(program)
+
+
+# All-reduced arrays of the step, scalars apart: bytes -> number.
+SUMS = {
+    # v_row of kernel and heads, 512 / 16 rows; v_col of the table, 512 / 16
+    # columns, and of the heads, 16 / 16 x 32; rms(x) and rms(u) of the kernel,
+    # which the compiler sums along the columns first.
+    4 * 32: 6,
+    # v_col of the kernel, 2048 / 16 columns.
+    4 * 128: 1,
+    # v_row of the table, 8192 / 16 rows; its rms(x) and rms(u).
+    4 * 512: 3,
+}
+
+
+@only_jax
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"beta_1": 0.9}, {"skip_nonfinite": "step"}, {"use_ema": True}],
+    ids=str,
+)
+def test_sharded_step_exchanges_sums_of_statistics_and_no_weight(settings):
+    optimizer, found = sharded_optimizer_step(lambda: Adafactor(**settings))
+    assert arrays(found) == {("all-reduce", n): k for n, k in SUMS.items()}
+    slots = dict(optimizer.slots())
+    axes = {
+        path: [slots[path][name]._layout.axes for name in ("v_row", "v_col")]
+        for path in ("table/w", "kernel/w", "heads/w")
+    }
+    assert axes == {
+        "table/w": [("model",), ("data",)],
+        "kernel/w": [("data",), ("model",)],
+        "heads/w": [("data",), ("model", None)],
+    }
+
+
+@only_jax
+def test_sharded_int8_momentum_gathers_scales_only():
+    _, found = sharded_optimizer_step(
+        lambda: Adafactor(beta_1=0.9, momentum_dtype="int8")
+    )
+    gathered = {n: k for (kind, n), k in found.items() if kind != "all-reduce"}
+    # Scales of the blocks along the longest axis: 512 / 16 rows of 2048 / 512
+    # blocks of the kernel, 512 / 16 columns of 8192 / 512 blocks of the table.
+    assert gathered == {4 * 32 * 4: 1, 4 * 32 * 16: 1}
+
+
+@only_jax
+def test_replicated_factors_are_seen(monkeypatch):
+    """What the tests before would fail on."""
+
+    def replicated(variable, axes):
+        distribution = keras.distribution.distribution()
+        return keras.distribution.TensorLayout(
+            [None] * len(axes), distribution.device_mesh
+        )
+
+    monkeypatch.setattr(backend, "derive_layout", replicated)
+    optimizer, found = sharded_optimizer_step(Adafactor)
+    assert ("all-gather", 4 * 8192) in found
+    assert dict(optimizer.slots())["kernel/w"]["v_row"]._layout.axes == (None,)
+    _, found = sharded_optimizer_step(lambda: Adafactor(beta_1=0.9))
+    assert ("all-gather", 4 * 8192 * 512) in found
+
+
+def arrays(found):
+    return {key: count for key, count in found.items() if key[1] > 4}
+
+
+@only_jax
+def test_sharded_train_step_has_no_other_exchange_than_adams():
+    """Adam goes element by element: the rest of the step exchanges as much."""
+    found = []
+    for make in (Adafactor, keras.optimizers.Adam):
+
+        def built(make=make):
+            model = translation_model(make(), width=256, num_heads=16)
+            train_step.build(model, packed_batch(rows=32))
+            return model
+
+        with slice_of_256_chips():
+            program = train_step.compile_train_step(
+                train_step.without_memory(built), packed_batch(32), device=None
+            )
+        assert program.on_host() == []
+        found.append(exchanged(program))
+    added = found[0] - found[1]
+    assert {kind for kind, _ in added} == {"all-reduce"}
+    # The longest statistic: 1024 / 16 entries of a feed-forward kernel.
+    assert max(size for _, size in added) == 4 * 64

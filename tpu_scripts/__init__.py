@@ -1,0 +1,1 @@
+"""Cloud TPU jobs, and what can be known before one is rented."""
