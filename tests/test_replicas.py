@@ -486,7 +486,7 @@ def test_tpu_step_under_loss_scaling_traces():
     )
     assert count["CrossReplicaSum"] == len(TPU_SHAPES)
     # Keras' wrapper lets every replica count for itself.
-    assert {name.split("/")[0] for name in assigned} <= {"loss_scale_optimizer"}
+    assert all(name.startswith("loss_scale_optimizer") for name in assigned)
 
 
 def test_assignment_by_a_replica_is_seen():

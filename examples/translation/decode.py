@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from examples.translation.devices import host_has_xla
 from examples.translation.sources import notice
 
 if keras.backend.backend() == "tensorflow":
@@ -227,9 +228,7 @@ def compile_search(model, **options):
     """
     search = functools.partial(beam_search, model, **options)
     if keras.backend.backend() == "tensorflow":
-        # On a TPU machine the host has no XLA compiler.
-        on_tpu = bool(tf.config.list_logical_devices("TPU"))
-        run = tf.function(search, jit_compile=not on_tpu)
+        run = tf.function(search, jit_compile=host_has_xla())
     elif keras.backend.backend() == "jax":
 
         @jax.jit

@@ -19,13 +19,19 @@ class Devices:
         description: For the log, such as `MirroredStrategy over 2 GPUs`.
         replicas: Number of copies of the model; divides the batch.
         strategy: `tf.distribute.Strategy`, or `None`.
-        mirrored: Whether it is a `MirroredStrategy`.
+        mirrored: Whether `strategy` is a `MirroredStrategy`, not a
+            `TPUStrategy`.
     """
 
     description: str
     replicas: int = 1
     strategy: object | None = None
     mirrored: bool = False
+
+    @property
+    def on_tpu(self):
+        """Whether a `TPUStrategy` compiles for every shape it is given."""
+        return self.strategy is not None and not self.mirrored
 
     def scope(self):
         """Returns the context in which variables must be created."""
@@ -72,7 +78,7 @@ def _tensorflow(strategy, virtual_devices, model_parallel):
             "KERAS_BACKEND=tensorflow"
         )
 
-    version = f"TensorFlow {tf.__version__}"
+    version = f"TensorFlow {tf.__version__}, Keras {keras.version()}"
     if virtual_devices > 1:
         (cpu, *_) = tf.config.list_physical_devices("CPU")
         split = [tf.config.LogicalDeviceConfiguration()] * virtual_devices
@@ -97,8 +103,26 @@ def _tensorflow(strategy, virtual_devices, model_parallel):
     return Devices(f"one {kind}, {version}")
 
 
+def host_has_xla():
+    """Whether `jit_compile=True` works outside of a strategy.
+
+    A TensorFlow that was built for TPUs compiles for them alone: on the host it
+    fails with "could not find registered transfer manager for platform Host".
+    """
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf  # noqa: PLC0415
+
+    return not any(
+        device.device_type.startswith("TPU")
+        for device in tf.config.list_logical_devices()
+    )
+
+
 def _tpu_is_attached():
-    return bool(os.environ.get("TPU_NAME") or glob.glob("/dev/accel*"))
+    # v2 to v4, and what came after.
+    found = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(os.environ.get("TPU_NAME") or found)
 
 
 def _tpu(tf, version):
@@ -138,7 +162,7 @@ def _jax(strategy, virtual_devices, model_parallel):
             "several hosts needs keras.callbacks.OrbaxCheckpoint."
         )
     platform = jax.default_backend()
-    version = f"JAX {jax.__version__}"
+    version = f"JAX {jax.__version__}, Keras {keras.version()}"
     if strategy == "tpu" and platform != "tpu":
         raise UserError(
             f"--strategy tpu, but {version} has no TPU: its devices are of "

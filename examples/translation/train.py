@@ -15,6 +15,7 @@ from examples.translation.checkpoint import Checkpoints
 from examples.translation.checkpoint import TrainingState
 from examples.translation.checkpoint import write_atomically
 from examples.translation.devices import choose_devices
+from examples.translation.devices import host_has_xla
 from examples.translation.errors import UserError
 from examples.translation.evaluate import evaluate_splits
 from examples.translation.evaluate import read_pairs
@@ -130,6 +131,7 @@ class Job:
                 ],
                 # Under a strategy Keras must not ask for XLA.
                 jit_compile=devices.strategy is None
+                and host_has_xla()
                 and config.jit_compile != "off",
                 steps_per_execution=config.steps_per_execution,
             )
@@ -158,7 +160,9 @@ class Job:
         validation = batching.eval_dataset(
             self._encode("validation", drop_long=False),
             _round_up(config.evaluation_batch_size, self.devices.replicas),
-            config.bucket_lengths,
+            config.bucket_lengths[-1:]
+            if self.devices.on_tpu
+            else config.bucket_lengths,
         )
         in_terminal = sys.stdout.isatty()
         hooks = self._callbacks(termination, in_terminal)
@@ -316,12 +320,23 @@ def _round_up(number, multiple_of):
 
 def check_devices(config, devices):
     """Raises `UserError` for what Keras cannot do on several devices."""
-    if devices.strategy is None:
-        return
     unable = []
-    if config.jit_compile == "on":
+    if config.jit_compile == "on" and not (
+        devices.strategy is None and host_has_xla()
+    ):
         # TPUStrategy compiles without being asked.
         unable.append("--jit_compile on")
+    if (
+        devices.on_tpu
+        and config.batching == "bucket"
+        and len(config.bucket_lengths) > 1
+    ):
+        lengths = ",".join(map(str, config.bucket_lengths))
+        raise UserError(
+            f"{devices.description} needs batches of one static shape: "
+            "--batching pack, or one --bucket_lengths. Received: --batching "
+            f"bucket --bucket_lengths {lengths}"
+        )
     if devices.mirrored and config.steps_per_execution > 1:
         unable.append(f"--steps_per_execution {config.steps_per_execution}")
     if (
