@@ -8,8 +8,8 @@ CPU, and JAX' ModelParallel over 8. It gets SIGKILL and is started again with
 the same command, until it has been killed often enough and may finish. Kills
 take turns:
 
-- at a random time, from the start of the process to somewhat after the first
-  checkpoint that it may write,
+- at a random time in its start, or after one to three checkpoints and a random
+  part of the time between two,
 - in the middle of writing a checkpoint, when its folder is there, or in turn
   one of its files. The process is stopped (SIGSTOP), the folder looked at, and
   if it still has its unfinished name the process is killed, else continued.
@@ -142,6 +142,7 @@ class Run:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self.logs = []
+        self.killed = False
         self._left_over = set()
 
     def start(self):
@@ -161,19 +162,21 @@ class Run:
         """Runs a process to its end.
 
         Returns:
-            Seconds from its start to its first checkpoint.
+            Seconds after its start at which it had written a checkpoint.
         """
-        newest = max(self.steps(), default=0)
+        newest = self.newest()
+        seconds = []
         began = time.monotonic()
-        first = None
         process = self.start()
         while process.poll() is None:
-            if first is None and max(self.steps(), default=0) > newest:
-                first = time.monotonic() - began
+            if self.newest() != newest:
+                newest = self.newest()
+                seconds.append(time.monotonic() - began)
             time.sleep(0.01)
+        self.killed = False
         if process.returncode != 0:
             raise self.broken()
-        return first
+        return seconds
 
     def broken(self):
         text = self.logs[-1].read_text()
@@ -208,29 +211,38 @@ class Run:
             if name.startswith("step-")
         )
 
+    def newest(self):
+        """Newest step with a checkpoint, or 0."""
+        return max(self.steps(), default=0)
+
     def path(self, step):
         return self.checkpoints / f"step-{step:08d}"
 
     def continued_from(self):
-        """Step that the newest process says it continues from, or `None`."""
-        found = re.search(
-            r"^Continuing from step ([\d,]+)\.$",
-            self.logs[-1].read_text(),
-            re.MULTILINE,
-        )
+        """Step that the last process says it continues from, or `None`."""
+        found = self._said(r"Continuing from step ([\d,]+)\.$")
         return found and int(found[1].replace(",", ""))
 
+    def has_trained(self):
+        """Whether the last process has trained for an interval."""
+        return bool(self.writing() or self._said(r"step [\d,]+/"))
 
-def kill_at(run, delay):
-    """Kills a new process after so many seconds; see `kill_in_write`."""
-    killed_at = time.monotonic() + delay
+    def _said(self, line):
+        return re.search(f"^{line}", self.logs[-1].read_text(), re.MULTILINE)
+
+
+def kill_at(run, skip, delay):
+    """Kills a new process so many seconds after so many checkpoints."""
+    begin = run.newest() + skip * run.interval
+    moment = None
     with killed(run) as process:
-        while time.monotonic() < killed_at:
-            if process.poll() is not None:
-                return False
+        while process.poll() is None:
+            if moment is None and run.newest() >= begin:
+                moment = time.monotonic() + delay
+            if moment is not None and time.monotonic() > moment:
+                return
             run.writing()
             time.sleep(0.001)
-        return True
 
 
 def kill_in_write(run, skip, part):
@@ -240,9 +252,6 @@ def kill_in_write(run, skip, part):
         run: `Run`.
         skip: Number of checkpoints to let pass.
         part: Name of the file that must be there, or `""` for the folder.
-
-    Returns:
-        Whether it was still alive.
     """
     passed = set()
     with killed(run) as process:
@@ -253,10 +262,9 @@ def kill_in_write(run, skip, part):
                 elif (run.checkpoints / name / part).exists():
                     process.send_signal(signal.SIGSTOP)
                     if name in run.writing():
-                        return True
+                        return
                     process.send_signal(signal.SIGCONT)
             time.sleep(0.0002)
-        return False
 
 
 @contextlib.contextmanager
@@ -268,7 +276,8 @@ def killed(run):
     finally:
         process.kill()
         process.wait()
-    if process.returncode not in (0, -signal.SIGKILL):
+    run.killed = process.returncode == -signal.SIGKILL
+    if process.returncode != 0 and not run.killed:
         raise run.broken()
 
 
@@ -285,61 +294,65 @@ def is_whole(path):
         return False
 
 
-def kill_and_resume(run, kills, draw, reach):
+def kill_and_resume(run, kills, draw, start, between):
     """Kills a run so many times, at random and in a write by turns.
 
     Args:
         run: `Run`.
         kills: Number of kills.
         draw: `random.Random`.
-        reach: Seconds within which the random moments are.
+        start: Seconds that a process needs to its first checkpoint.
+        between: Seconds between two checkpoints.
 
     Returns:
-        A dict for each kill: what was aimed at, whether it was in a write, the
-        step its process continued from, steps done again at most, and what
-        went wrong.
+        A dict for each process, the last one ended by itself: what was aimed
+        at, whether it was killed in a write, the step it continued from, steps
+        to be done again at most, and what went wrong.
     """
     rows = []
-    newest = None
-    for number in range(kills):
-        aim = ["write", "random"][number % 2]
-        if aim == "random":
-            alive = kill_at(run, draw.uniform(0, reach))
+    for number in range(kills + 1):
+        newest = run.newest()
+        skip = draw.randrange(4)
+        if number == kills:
+            aim = "the end"
+            run.finish()
+        elif number % 2:
+            aim = "random"
+            delay = draw.uniform(0, between if skip else start)
+            kill_at(run, skip, delay)
         else:
             part = PARTS[number // 2 % len(PARTS)]
             aim = f"write: {part or 'folder'}"
-            alive = kill_in_write(run, draw.randrange(3), part)
-        if not alive:
-            print("  The run ended: --steps would have to be more.")
-            break
+            kill_in_write(run, skip, part)
         continued = run.continued_from()
+        trained = run.has_trained()
         rows.append(
             {
                 "aim": aim,
+                "killed": run.killed,
                 "in_write": bool(run.writing()),
                 "continued_from": continued,
-                # It may have died before it said so.
-                "wrong_resume": continued not in (newest, None),
+                # Killed before it has trained, it may not have said so.
+                "wrong_resume": continued != (newest or None)
+                and (trained or continued is not None),
                 "half_checkpoints": sum(
                     not is_whole(run.path(step)) for step in run.steps()
                 ),
+                "newest": run.newest(),
+                "steps_lost_at_most": run.interval
+                if run.killed and (trained or continued is not None)
+                else 0,
             }
         )
-        before, newest = newest, max(run.steps(), default=None)
-        trained = continued is not None or before is None
-        rows[-1] |= {
-            "newest": newest,
-            "steps_lost_at_most": run.interval if trained else 0,
-        }
-        print(f"  kill {number + 1}: {rows[-1]}", flush=True)
-    run.finish()
-    rows[-1]["wrong_resume"] |= run.continued_from() not in (newest, None)
+        print(f"  {rows[-1]}", flush=True)
+        if not run.killed:
+            break
     return rows
 
 
 def contents(run):
     """What must be equal: step, every array's bits, and the losses."""
-    step = max(run.steps())
+    step = run.newest()
     path = run.path(step)
     description = json.loads((path / STATE).read_text())
     with np.load(path / ARRAYS) as arrays:
@@ -394,17 +407,17 @@ def control(straight, run):
 
     Returns:
         Names of what is then different, and the seconds that a process needs
-        to its first checkpoint.
+        to its first checkpoint and from there to the second.
     """
     shutil.copytree(straight.run_dir, run.run_dir)
     oldest, *others = run.steps()
     for step in others:
         shutil.rmtree(run.path(step))
     double_a_statistic(run.path(oldest))
-    seconds = run.finish()
+    first, second = run.finish()
     if run.continued_from() != oldest:
         raise RuntimeError("The control did not continue.")
-    return differences(straight, run), seconds
+    return differences(straight, run), first, second - first
 
 
 def measure(setting, folder, *, kills, seed=0, **flags):
@@ -419,7 +432,7 @@ def measure(setting, folder, *, kills, seed=0, **flags):
         **flags: To change in `FLAGS`.
 
     Returns:
-        Dict, a row of the table with its kills.
+        Dict, a row of the table with its processes.
     """
     flags = FLAGS | flags
     straight, spoiled, killed = (
@@ -430,15 +443,14 @@ def measure(setting, folder, *, kills, seed=0, **flags):
     log = straight.logs[-1].read_text()
     if f"devices: {setting.devices}" not in log:
         raise RuntimeError(f"Not on {setting.devices}:\n{log}")
-    in_control, seconds = control(straight, spoiled)
-    rows = kill_and_resume(killed, kills, random.Random(seed), 1.2 * seconds)
+    in_control, start, between = control(straight, spoiled)
+    rows = kill_and_resume(killed, kills, random.Random(seed), start, between)
     return {
         "backend": setting.backend,
         "devices": setting.devices,
-        "kills": len(rows),
+        "kills": sum(row["killed"] for row in rows),
         "kills_in_a_write": sum(row["in_write"] for row in rows),
-        "resumes": sum(row["continued_from"] is not None for row in rows)
-        + (killed.continued_from() is not None),
+        "resumes": sum(row["continued_from"] is not None for row in rows),
         "wrong_resumes": sum(row["wrong_resume"] for row in rows),
         "half_checkpoints": sum(row["half_checkpoints"] for row in rows),
         "steps": flags["steps"],
@@ -446,7 +458,7 @@ def measure(setting, folder, *, kills, seed=0, **flags):
         "compared": len(contents(straight)),
         "different": differences(straight, killed),
         "different_in_control": len(in_control),
-        "each_kill": rows,
+        "each_process": rows,
     }
 
 

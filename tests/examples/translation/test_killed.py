@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import sys
 
 import keras
 import pytest
@@ -35,13 +36,16 @@ def new_run(data_dir, folder):
 def test_killed_in_a_write_a_run_ends_as_if_left_alone(straight, data_dir):
     assert f"devices: {SETTING.devices}" in straight.logs[0].read_text()
     run = new_run(data_dir, straight.folder.parent / "killed")
-    (kill,) = kill_resume.kill_and_resume(run, 1, random.Random(0), reach=0)
-    assert kill["in_write"]
-    assert not kill["half_checkpoints"]
-    assert not kill["wrong_resume"]
-    assert 0 < kill["newest"] < STEPS
-    assert run.continued_from() == kill["newest"]
-    assert run.steps()[-1] == STEPS
+    first, second = kill_resume.kill_and_resume(
+        run, 1, random.Random(1), start=0, between=0
+    )
+    assert first["killed"]
+    assert first["in_write"]
+    assert not first["half_checkpoints"]
+    assert 0 < first["newest"] < STEPS
+    assert not second["killed"]
+    assert second["continued_from"] == first["newest"]
+    assert run.newest() == STEPS
     assert kill_resume.differences(straight, run) == []
 
 
@@ -78,3 +82,19 @@ def test_a_bad_row_does_not_pass():
         {"different_in_control": 0},
     ):
         assert not kill_resume.passed(row | bad), json.dumps(bad)
+
+
+def test_a_run_that_begins_anew_is_seen(tmp_path):
+    run = kill_resume.Run(SETTING, kill_resume.FLAGS, tmp_path)
+    run.path(4).mkdir(parents=True)
+    for said, wrong in (
+        ("step 2/8  loss 5.0", True),
+        ("Continuing from step 2.\nstep 4/8  loss 5.0", True),
+        ("Continuing from step 4.\nstep 6/8  loss 5.0", False),
+    ):
+        run.command = [sys.executable, "-c", f"print({said!r})"]
+        (row,) = kill_resume.kill_and_resume(
+            run, 0, random.Random(0), start=0, between=0
+        )
+        assert row["wrong_resume"] == wrong, said
+        assert row["half_checkpoints"] == 1
