@@ -13,7 +13,8 @@ import numpy as np
 from keras_adafactor import Adafactor
 
 HOSTS, DEVICES = 2, 4
-STEPS_PER_EPOCH = 4
+# Checkpoints are in the middle of an accumulation.
+STEPS_PER_EPOCH = 3
 MESH = ("data", "model")
 
 
@@ -33,13 +34,19 @@ def build_model():
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
-            keras.Input((16,)),
-            keras.layers.Dense(32, activation="relu"),
+            keras.Input((64,)),
+            keras.layers.Dense(256, activation="relu"),
             keras.layers.Dropout(0.2),
             keras.layers.Dense(8),
         ]
     )
-    optimizer = Adafactor(0.1, beta_1=0.9, use_ema=True)
+    optimizer = Adafactor(
+        0.1,
+        beta_1=0.9,
+        momentum_dtype="int8",
+        use_ema=True,
+        gradient_accumulation_steps=2,
+    )
     model.compile(optimizer, loss="mse")
     return model
 
@@ -48,7 +55,7 @@ def data(index):
     """This host's half of every batch."""
     random = np.random.default_rng(index)
     rows = 8 * STEPS_PER_EPOCH
-    return (random.normal(size=(rows, n)).astype("float32") for n in (16, 8))
+    return (random.normal(size=(rows, n)).astype("float32") for n in (64, 8))
 
 
 def digests(variables):
@@ -86,10 +93,12 @@ def run(index, port, directory, epochs):
     callback = keras.callbacks.OrbaxCheckpoint(
         str(checkpoints), max_to_keep=2, save_on_background=False
     )
-    if callback.checkpointer.latest:
+    newest = callback.checkpointer.latest
+    epoch = 0
+    if newest:
         model.load_weights(checkpoints)
-    steps = int(model.optimizer.iterations.numpy())
-    print(f"continues from step {steps}", flush=True)
+        epoch = newest.step + 1
+    print(f"begins with epoch {epoch}", flush=True)
     x, y = data(index)
 
     def tell(epoch, logs):
@@ -100,7 +109,7 @@ def run(index, port, directory, epochs):
         y,
         batch_size=8,
         shuffle=False,
-        initial_epoch=steps // STEPS_PER_EPOCH,
+        initial_epoch=epoch,
         epochs=epochs,
         callbacks=[
             callback,
