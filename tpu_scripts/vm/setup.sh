@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes the Python environment of BACKEND, once.
+# shellcheck source=common.sh
+. "$(dirname "$0")/common.sh"
+
+# The images come with Python 3.10; this package needs 3.11.
+python=3.11
+venv=$(venv_directory)
+
+trap 'reply FAILED setup' ERR
+if [[ ! -e $venv/complete ]]; then
+  command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+  rm -rf "$venv"
+  uv venv --quiet --python "$python" "$venv"
+  # All in one resolution: a later one would change what the earlier one chose.
+  uv pip install --quiet --python "$venv/bin/python" \
+    --requirement "$checkout/tpu_scripts/requirements/$BACKEND.txt"
+  touch "$venv/complete"
+fi
+reply READY
