@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,10 +12,24 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 SCRIPTS = HERE.parents[1] / "tpu_scripts"
 
-# Six steps with a checkpoint each. What it is told to wait for, it waits for
-# after step 3, in its first start only.
+# Six steps with a checkpoint each. In its first start it does after step 3 what
+# it is told: exit CODE, wait (until the test says go), or preempted.
 TRAIN = """
 import json, os, pathlib, sys, time
+
+stub = pathlib.Path(os.environ["GCLOUD_STUB"])
+
+
+def copied():
+    snapshot = stub / "bucket/my-bucket/run-1/snapshot"
+    try:
+        name = (snapshot / "LATEST").read_text()
+        manifest = json.loads((snapshot / "manifests" / name).read_text())
+        sha256 = manifest["checkpoint.json"]
+        return json.loads((snapshot / "objects" / sha256).read_text())
+    except OSError:
+        return None
+
 
 checkpoint = pathlib.Path(os.environ["RUN_DIR"], "checkpoint.json")
 state = {"step": 0, "starts": []}
@@ -28,47 +43,56 @@ while state["step"] < 6:
     unfinished.rename(checkpoint)
     print("step", state["step"], flush=True)
     if state["step"] == 3 and len(state["starts"]) == 1 and sys.argv[1:]:
-        stub = pathlib.Path(os.environ["GCLOUD_STUB"])
         verb, *arguments = sys.argv[1:]
         if verb == "exit":
             sys.exit(int(arguments[0]))
-        if verb == "fault":
-            latest = stub / "bucket/my-bucket/run-1/snapshot/LATEST"
-            while not latest.exists():
+        if verb == "preempted":
+            while copied() != state:
                 time.sleep(0.02)
-            time.sleep(0.2)
-            (stub / "faults" / arguments[0]).write_text(arguments[1])
-        time.sleep(float(arguments[-1]))
+            (stub / "faults/preempt").touch()
+        while not (stub / "go").exists():
+            time.sleep(0.02)
 """
 
 
+def make_repository(folder):
+    """Makes a git repository of the scripts and a training program."""
+    shutil.copytree(
+        SCRIPTS,
+        folder / "tpu_scripts",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    (folder / "train.py").write_text(TRAIN)
+    for words in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["commit", "--quiet", "--message=all"],
+    ):
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            cwd=folder,
+            check=True,
+        )
+    return folder
+
+
 class Cloud:
-    """A project, a checkout of the repository and a laptop.
+    """A project and a laptop.
 
     Args:
-        root: Empty folder for all of it.
-        settings: Settings of every call, over those below.
+        root: Empty folder for both.
+        repository: What `make_repository` has made.
     """
 
-    def __init__(self, root, **settings):
+    def __init__(self, root, repository):
+        assert os.access(HERE / "stub/gcloud", os.X_OK), "lost its mode"
         self.root = root / "cloud"
-        self.repository = root / "repository"
+        self.repository = repository
         self.laptop = root / "laptop"
         for folder in ("bucket/my-bucket", "faults", "vm"):
             (self.root / folder).mkdir(parents=True)
         self.laptop.mkdir()
-        shutil.copytree(
-            SCRIPTS,
-            self.repository / "tpu_scripts",
-            ignore=shutil.ignore_patterns("__pycache__"),
-        )
-        (self.repository / "train.py").write_text(TRAIN)
-        for words in (
-            ["init", "--quiet"],
-            ["add", "."],
-            ["commit", "--quiet", "--message=all"],
-        ):
-            self._git(*words)
+        self.started = 0
         self.settings = {
             "PROJECT": "my-project",
             "ZONE": "us-west4-a",
@@ -79,15 +103,9 @@ class Cloud:
             "COMMAND": 'python train.py "$@"',
             "OWNER": "me",
             "SPOT": "yes",
-            "POLL_SECONDS": "0.05",
-            "UPLOAD_SECONDS": "0.1",
-        } | settings
-
-    def _git(self, *words):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
-        subprocess.run(
-            ["git", *identity, *words], cwd=self.repository, check=True
-        )
+            "POLL_SECONDS": "0.2",
+            "UPLOAD_SECONDS": "0.4",
+        }
 
     def start(self, *words, **settings):
         """Starts `tpu` with some words and returns the process."""
@@ -97,22 +115,36 @@ class Cloud:
             "GCLOUD_STUB": str(self.root),
             "STUB_PYTHON": "",
             "PYTHON": sys.executable,
+            # Should a real gcloud ever be reached, it must know nobody.
+            "CLOUDSDK_CONFIG": str(self.laptop / "no-account"),
         }
-        return subprocess.Popen(
-            [self.repository / "tpu_scripts" / "tpu", *words],
-            cwd=self.laptop,
-            env=environment | self.settings | settings,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        self.started += 1
+        output = self.laptop.with_name(f"output-{self.started}")
+        with open(output, "w") as file:
+            process = subprocess.Popen(
+                [self.repository / "tpu_scripts" / "tpu", *words],
+                cwd=self.laptop,
+                env=environment | self.settings | settings,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        process.output = output.read_text
+        return process
+
+    def finish(self, process, code=0):
+        """Waits for a started `tpu`; returns all it has printed."""
+        process.wait(timeout=60)
+        output = process.output()
+        assert process.returncode == code, output + self.log()
+        return output
+
+    def go(self):
+        """Lets a training that waits go on."""
+        (self.root / "go").touch()
 
     def tpu(self, *words, code=0, **settings):
         """Runs `tpu`; returns all it has printed."""
-        process = self.start(*words, **settings)
-        output, errors = process.communicate(timeout=60)
-        assert process.returncode == code, output + errors + self.log()
-        return output + errors
+        return self.finish(self.start(*words, **settings), code)
 
     def calls(self, *words):
         """Returns the recorded calls of gcloud that have these words."""
@@ -160,7 +192,17 @@ class Cloud:
             self.object(f"snapshot/objects/{manifest['checkpoint.json']}")
         )
 
-    def wait_for(self, condition, seconds=20):
+    def kill_processes(self):
+        """Kills what runs on the machines, as a crash does."""
+        mark = f"STUB_VM={self.root}/vm/".encode()
+        for path in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (path / "environ").read_bytes():
+                    os.kill(int(path.name), signal.SIGKILL)
+            except OSError:
+                continue
+
+    def wait_for(self, condition, seconds=30):
         """Waits until a function returns something true."""
         deadline = time.monotonic() + seconds
         while not condition():

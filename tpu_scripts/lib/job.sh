@@ -14,9 +14,9 @@ tell_line() {
   local count
   provider_ssh all "$1" | tee "$WORK/replies" >&3 || true
   [[ $DRY_RUN == no ]] || return 0
-  # sed: gcloud or ssh may put something before a line.
-  REPLIES=$(sed -n 's/.*tpu_job: worker //p' "$WORK/replies")
-  count=$(grep -c . <<<"$REPLIES" || true)
+  # gcloud may put something before a line, and run a command again.
+  REPLIES=$(sed -n 's/.*tpu_job: worker //p' "$WORK/replies" | sort -u)
+  count=$(cut -d ' ' -f 1 <<<"$REPLIES" | sort -u | grep -c . || true)
   ((count >= WORKERS))
 }
 
@@ -44,10 +44,14 @@ upload_source() {
   ((found != 2)) || fail "the bucket $BUCKET could not be read; see above."
   [[ $found == 1 || $DRY_RUN == yes ]] || return 0
   if ! { act mkdir -p "$LOCAL" && act git -C "$ROOT" archive --format=tar.gz \
-    --output="$archive" "$COMMIT" && act gcloud storage cp --quiet "$archive" "$url"; }; then
+    --output="$archive" "$COMMIT" && act gcloud storage cp "$archive" "$url" --quiet; }; then
     fail "commit $COMMIT could not be put into the bucket; see above."
   fi
 }
+
+# The number of a machine, found there before there is vm/common.sh to ask.
+# shellcheck disable=SC2016
+WORKER_NUMBER='$(curl -sf -m 10 -H Metadata-Flavor:Google http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number || echo 0)'
 
 # What a machine does to have the repository at COMMIT. Not while a job runs in
 # it, and a folder is only renamed when it is whole.
@@ -56,15 +60,16 @@ source_line() {
   url=$(bucket)/source/$COMMIT.tar.gz
   cat <<LINE
 set -e; mkdir -p tpu_job; cd tpu_job; touch lock
-if ! flock --timeout 5 lock true; then echo "tpu_job: worker ? BUSY \$(cat lock)"; exit 0; fi
+me="tpu_job: worker $WORKER_NUMBER"
+if ! flock --timeout 5 lock true; then echo "\$me BUSY \$(cat lock)"; exit 0; fi
 if [ "\$(cat source/COMMIT 2>/dev/null)" != $COMMIT ]; then
 rm -rf new; mkdir new
-gcloud storage cp --quiet $(shell_quote "$url") source.tar.gz
+gcloud storage cp $(shell_quote "$url") source.tar.gz --quiet
 tar -xzf source.tar.gz -C new
 echo $COMMIT >new/COMMIT
 rm -rf source; mv new source; rm source.tar.gz
 fi
-echo "tpu_job: worker ? READY"
+echo "\$me READY"
 LINE
 }
 
@@ -91,7 +96,7 @@ ask_job() {
     return 0
   fi
   # Without the repository no job was ever started.
-  tell_line "if [ -e tpu_job/source/COMMIT ]; then $(vm_line status.sh); else echo 'tpu_job: worker ? NONE'; fi" \
+  tell_line "if [ -e tpu_job/source/COMMIT ]; then $(vm_line status.sh); else echo \"tpu_job: worker $WORKER_NUMBER NONE\"; fi" \
     3>/dev/null 2>"$WORK/ssh_errors" || return 1
   JOB_CODE=$(sed -n 's/^[^ ]* EXITED //p' <<<"$REPLIES" | grep -vx 0 | head -n 1 || true)
   if [[ -n $JOB_CODE ]]; then return 0; fi

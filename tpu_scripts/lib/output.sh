@@ -27,10 +27,13 @@ misuse() {
 
 # The arguments as one line that a shell reads back as the same arguments.
 shell_quote() {
-  local argument line=''
+  local argument flag line=''
   for argument in "$@"; do
+    flag=''
     if [[ ! $argument =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
-      argument="'${argument//\'/\'\\\'\'}'"
+      [[ ! $argument =~ ^[A-Za-z0-9_-]+= ]] || flag=${BASH_REMATCH[0]}
+      argument=${argument#"$flag"}
+      argument="$flag'${argument//\'/\'\\\'\'}'"
     fi
     line+="${line:+ }$argument"
   done

@@ -106,7 +106,7 @@ claim_run() {
   ((found != 2)) || fail "the bucket $BUCKET could not be read; see above."
   if [[ $found == 1 || $DRY_RUN == yes ]]; then
     if ! { act mkdir -p "$LOCAL" && act_write "$LOCAL/run.env" "${wanted[@]}" &&
-      act gcloud storage cp --quiet "$LOCAL/run.env" "$(bucket)/run.env"; }; then
+      act gcloud storage cp "$LOCAL/run.env" "$(bucket)/run.env" --quiet; }; then
       fail "nothing could be written to the bucket $BUCKET; see above."
     fi
   elif [[ $ANSWER != "$(printf '%s\n' "${wanted[@]}")" ]]; then
@@ -157,8 +157,8 @@ verb_fetch() {
   say "the files of the last copy, checked by their SHA-256:"
   act rm -rf "$target/run.snapshot.json" "$target/run" || return
   act python3 "$HERE/vm/snapshot.py" restore "$target/run" "$(bucket)/snapshot" || return
-  act gcloud storage cp --quiet --recursive "$(bucket)/log" "$(bucket)/record" \
-    "$(bucket)/run.env" "$target/" || return
+  act gcloud storage cp "$(bucket)/log" "$(bucket)/record" "$(bucket)/run.env" \
+    "$target/" --recursive --quiet || return
   say "fetched into $target"
 }
 
@@ -208,9 +208,9 @@ verb_prepare_wmt14() {
   fi
   act "${PYTHON:-python}" -m examples.translation prepare \
     --tfds_name wmt14_translate/de-en --data_dir "$LOCAL_DATA_DIR" || return
-  act gcloud storage rsync --quiet --recursive --exclude='dataset_info\.json$' \
-    "$folder" "$url" || return
-  act gcloud storage cp --quiet "$folder/dataset_info.json" "$url/dataset_info.json" ||
+  act gcloud storage rsync "$folder" "$url" --recursive \
+    --exclude='dataset_info\.json$' --quiet || return
+  act gcloud storage cp "$folder/dataset_info.json" "$url/dataset_info.json" --quiet ||
     return
   say "WMT14 is in $DATA_DIR. In COMMAND: --data tfds --data_dir \"\$DATA_DIR\""
 }
@@ -262,6 +262,8 @@ verb_doctor() {
     say "note    SERVICE_ACCOUNT is empty: whether the project's default account may"
     say "        delete the machine ($PROVIDER_DELETE_ROLE), as its watchdog must, is not checked"
   fi
+  ((HOSTS == 1)) ||
+    say "note    gcloud speaks to several workers with a key of ssh-agent: ssh-add ~/.ssh/google_compute_engine"
   say "note    quota is not checked: https://console.cloud.google.com/iam-admin/quotas"
   [[ $DOCTOR_FAILED == no ]] || exit 1
 }

@@ -101,8 +101,11 @@ else
   [[ -z $uploader ]] || kill "$uploader" 2>/dev/null || true
 fi
 
-# A machine that is taken away says TERM to all. A command that saves and exits
-# with 0 on TERM has not finished, so no exit code is left.
+# A machine that is taken away says TERM to all, in any order. A command that
+# saves and exits with 0 on TERM has not finished, so no exit code is left.
+sleep "${GRACE_SECONDS:-2}" &
+wait $! || true
+((code != 143)) || interrupted=yes
 if [[ $interrupted == yes ]]; then
   echo "tpu job: interrupted"
   snapshot save || true

@@ -8,10 +8,10 @@ PREFIX then holds
     manifests/<time>      a JSON dict of path -> SHA-256: one state of DIRECTORY
     LATEST                the name of the newest manifest
 
-An object is never overwritten and LATEST is written last, so a copy that is cut
-short at any moment leaves the previous one as it was. What two manifests in a
-row no longer name is removed. Names that begin with a dot are left out: they are
-locks and files that are still being written.
+An object is never overwritten and LATEST is written last, so a copy that is
+cut short at any moment leaves the previous one as it was. What two manifests in
+a row no longer name is removed. Names that begin with a dot are left out: they
+are locks and files that are still being written.
 
 Only the standard library of Python 3.10, which is what the machines come with.
 """
@@ -82,7 +82,7 @@ class Snapshots:
             _gcloud("rm", f"{self.prefix}/objects/{sha256}")
 
     def restore(self):
-        """Puts the newest copy into the directory, unless it has files.
+        """Puts the newest copy into the directory, once on each machine.
 
         Without a copy the directory stays empty: the run is a new one.
 
@@ -95,7 +95,9 @@ class Snapshots:
         if name is None:
             self._remember({}, {}, set())
             return
-        manifest = json.loads(_read(f"{self.prefix}/manifests/{name}") or "null")
+        manifest = json.loads(
+            _read(f"{self.prefix}/manifests/{name}") or "null"
+        )
         if manifest is None:
             raise RuntimeError(f"{self.prefix}: manifest {name} is missing.")
         with tempfile.TemporaryDirectory(dir=self.directory.parent) as staging:
