@@ -1,11 +1,13 @@
 """JAX: `--model_parallel` on eight virtual devices, against one device."""
 
 import functools
+import re
 
 import keras
 import numpy as np
 import pytest
 
+from examples.translation import batching
 from examples.translation import train as job
 from examples.translation.config import TranslationConfig
 from examples.translation.evaluate import read_pairs
@@ -26,6 +28,7 @@ import jax
 pytestmark = pytest.mark.virtual_devices
 
 STEPS = 3
+COLLECTIVE = r" (all-[a-z]+|reduce-scatter|collective-[a-z]+)(?:-start)?\("
 ONE_DEVICE = {"strategy": "default"}
 SPLIT = {"model_parallel": 2}
 
@@ -107,6 +110,39 @@ def test_matrices_and_their_statistics_are_split(data_dir):
     for kernel in kernels:
         shard = kernel.value.addressable_shards[0].data
         assert shard.size * 2 == kernel.value.size, kernel.path
+
+
+def test_a_step_only_sums_over_devices(data_dir):
+    """No weight, activation or statistic is gathered on a device."""
+    found, _ = split_run(data_dir)
+    model, optimizer = found.model, found.optimizer
+    batch = next(iter(batching.train_dataset(found.training_data, found.plan)))
+    mesh = model.trainable_variables[0].value.sharding.mesh
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    batch = jax.tree.map(lambda x: jax.device_put(x.numpy(), rows), batch)
+
+    def loss(weights, others, batch):
+        features, labels, mask = batch
+        logits, _ = model.stateless_call(
+            weights, others, features, training=True
+        )
+        return model.loss(labels, logits, mask)
+
+    def step(weights, others, slots, batch):
+        gradients = jax.grad(loss)(weights, others, batch)
+        return optimizer.stateless_apply(slots, gradients, weights)
+
+    values = [
+        [variable.value for variable in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            optimizer.variables,
+        )
+    ]
+    compiled = jax.jit(step, donate_argnums=(0, 2)).lower(*values, batch)
+    found = set(re.findall(COLLECTIVE, compiled.compile().as_text()))
+    assert found == {"all-reduce"}
 
 
 def test_first_steps_equal_one_device(data_dir, tmp_path):
