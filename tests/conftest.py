@@ -17,6 +17,9 @@ import xml.etree.ElementTree
 import keras
 import pytest
 
+if keras.backend.backend() == "jax":
+    import jax
+
 ROOT = pathlib.Path(__file__).parent.parent
 VIRTUAL_DEVICES = 8
 IN_CHILD = "KERAS_ADAFACTOR_VIRTUAL_DEVICES"
@@ -30,8 +33,6 @@ if IN_CHILD in os.environ:
             [tf.config.LogicalDeviceConfiguration()] * VIRTUAL_DEVICES,
         )
     if keras.backend.backend() == "jax":
-        import jax
-
         jax.config.update("jax_num_cpu_devices", VIRTUAL_DEVICES)
 
 
@@ -64,6 +65,20 @@ def pytest_configure(config):
         "markers",
         f"virtual_devices: runs where the CPU is {VIRTUAL_DEVICES} devices",
     )
+    if keras.backend.backend() == "jax":
+        _keep_what_jax_compiles(config.cache.mkdir("jax"))
+
+
+def _keep_what_jax_compiles(folder):
+    """Many tests compile the same step, and compiling is most of their time."""
+    for option, value in {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        # Child processes read the environment, this one has done so already.
+        os.environ.setdefault(option.upper(), str(value))
+        jax.config.update(option, value)
 
 
 def pytest_pyfunc_call(pyfuncitem):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import os
 
@@ -103,8 +104,9 @@ def _tensorflow(strategy, virtual_devices, model_parallel):
     return Devices(f"one {kind}, {version}")
 
 
+@functools.cache
 def host_has_xla():
-    """Whether `jit_compile=True` works outside of a strategy.
+    """Whether `jit_compile=True` works outside of a strategy: tries it.
 
     A TensorFlow that was built for TPUs compiles for them alone: on the host it
     fails with "could not find registered transfer manager for platform Host".
@@ -113,10 +115,11 @@ def host_has_xla():
         return True
     import tensorflow as tf  # noqa: PLC0415
 
-    return not any(
-        device.device_type.startswith("TPU")
-        for device in tf.config.list_logical_devices()
-    )
+    try:
+        tf.function(lambda: tf.zeros(()) + 1.0, jit_compile=True)()
+    except tf.errors.NotFoundError:
+        return False
+    return True
 
 
 def _tpu_is_attached():
