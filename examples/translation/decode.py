@@ -228,7 +228,20 @@ def compile_search(model, **options):
     """
     search = functools.partial(beam_search, model, **options)
     if keras.backend.backend() == "tensorflow":
-        run = tf.function(search, jit_compile=host_has_xla())
+        strategy = model.distribute_strategy
+        if isinstance(strategy, tf.distribute.TPUStrategy):
+
+            def search_on_tpu(source_ids):
+                # Every core finds the same.
+                found = strategy.run(search, args=(source_ids,))
+                return [
+                    strategy.experimental_local_results(result)[0]
+                    for result in found
+                ]
+
+            run = tf.function(search_on_tpu)
+        else:
+            run = tf.function(search, jit_compile=host_has_xla())
     elif keras.backend.backend() == "jax":
 
         @jax.jit

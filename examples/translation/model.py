@@ -121,8 +121,11 @@ class DecoderLayer(keras.layers.Layer):
         h = self.self_attention_residual.before(x)
         keys_values = self.self_attention.project(h)
         if cache is not None:
+            # Not `slice_update`: on TensorFlow it needs XLA, which the host of
+            # a TPU has not. The search copies the cache anyway.
+            here = ops.arange(cache[0].shape[1])[:, None, None] == index
             keys_values = [
-                ops.slice_update(past, (0, index, 0, 0), present)
+                ops.where(here, present, past)
                 for past, present in zip(cache, keys_values, strict=True)
             ]
         y = self.self_attention(h, keys_values, self_visible, training=training)

@@ -1,6 +1,9 @@
 """The example under a `TPUStrategy`: traced, not run."""
 
+import types
+
 import keras
+import numpy as np
 import pytest
 
 if keras.backend.backend() != "tensorflow":
@@ -15,6 +18,7 @@ import tensorflow as tf
 from examples.translation import batching
 from examples.translation import train
 from examples.translation.checkpoint import Checkpoints
+from examples.translation.decode import compile_search
 from examples.translation.devices import Devices
 from examples.translation.errors import UserError
 from examples.translation.runs import open_corpus
@@ -96,6 +100,40 @@ def test_train_step_is_static_and_all_on_the_tpu(job, settings):
     assert count["VarHandleOp"] == 0  # nothing is created in the step
     assert not NOT_ON_A_TPU & set(count)
     assert not [n.name for n in nodes if n.attr["_XlaMustCompile"].b]
+
+
+def test_translations_are_searched_for_on_the_tpu(job, monkeypatch):
+    """Read in the graph, since it cannot be run: nothing of it on the host."""
+    model = job().model
+    graphs = []
+
+    def trace(function, **options):
+        assert not options.get("jit_compile")
+        traced = tf.function(function, **options)
+
+        def run(ids):
+            graphs.append(traced.get_concrete_function(ids).graph)
+            rows = ids.shape[0]
+            return tf.zeros((rows, 1, 4)), tf.zeros((rows, 1))
+
+        return run
+
+    monkeypatch.setattr(
+        "examples.translation.decode.tf",
+        types.SimpleNamespace(function=trace, distribute=tf.distribute),
+    )
+    options = {"beam_size": 2, "length_penalty": 0.6, "max_decode_length": 8}
+    compile_search(model, **options)(np.ones((4, 16), "int32"))
+    (graph,) = graphs
+    loops = [op for op in graph.get_operations() if "While" in op.type]
+    assert loops
+    for op in loops:
+        assert op.get_attr("_tpu_replicate")
+    definition = graph.as_graph_def()
+    bodies = [n for f in definition.library.function for n in f.node_def]
+    count = count_ops([*definition.node, *bodies])
+    assert count["TPUReplicateMetadata"] == 1
+    assert not NOT_ON_A_TPU & set(count)
 
 
 def test_training_batches_are_whole_and_of_one_shape(job):
