@@ -505,6 +505,12 @@ class TestTrouble:
         assert "my-tpu was not created" in output
         assert cloud.resources() == []
 
+    def test_lack_of_capacity_is_waited_for(self, cloud):
+        cloud.fault("create_error", "ZONE_RESOURCE_POOL_EXHAUSTED: try later")
+        output = cloud.tpu("create", **COMPUTE_ENGINE)
+        assert "no capacity; asking again" in output
+        assert cloud.resources() == [("instance", "my-tpu")]
+
     def test_request_taken_in_spite_of_an_error_is_used(self, cloud):
         cloud.fault("create_error_after", "UNAVAILABLE: try again")
         output = cloud.tpu("run", COMMAND="python train.py")
@@ -556,8 +562,9 @@ class TestTrouble:
     def test_silent_api_does_not_look_like_a_machine_that_is_gone(self, cloud):
         cloud.tpu("create")
         cloud.fault("api_down", "100")
-        output = cloud.tpu("delete", code=1)
-        assert "no answer about my-tpu" in output
+        output = cloud.tpu("delete", LOST_MINUTES="0", code=1)
+        assert "my-tpu MAY STILL BE THERE (no answer) AND COST MONEY" in output
+        assert "gcloud compute tpus queued-resources delete my-tpu" in output
         assert "already gone" not in output
 
     def test_unreadable_bucket_ends_before_anything_is_rented(self, cloud):

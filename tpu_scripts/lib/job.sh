@@ -107,7 +107,9 @@ ask_job() {
 }
 
 refuse_busy() {
-  [[ $REPLIES != *' BUSY'* ]] || fail "another job runs on $TPU_NAME:" \
+  [[ $REPLIES == *' BUSY'* ]] || return 0
+  DELETE_AT_EXIT=no
+  fail "another job runs on $TPU_NAME:" \
     "$(sed -n 's/^[^ ]* BUSY //p' <<<"$REPLIES" | head -n 1). Wait for it, or delete the machine."
 }
 
@@ -181,7 +183,7 @@ carry_out() {
     if obtain_resource; then
       since=$SECONDS
       if connected ask_job; then
-        [[ $JOB != BUSY ]] || { DELETE_AT_EXIT=no && refuse_busy; }
+        refuse_busy
         if [[ $JOB == RUNNING ]]; then
           say "it was started before"
         elif [[ $JOB == EXITED && $JOB_CODE == 0 ]]; then

@@ -35,21 +35,31 @@ refuse_other_run() {
       "Set another TPU_NAME, or delete it first."
 }
 
+# Asks for the machine. Where there is no queue, again while there is no capacity.
 create_resource() {
+  local deadline=$((SECONDS + WAIT_MINUTES * 60))
   say "creating $TPU_NAME: $ACCELERATOR in $ZONE, $(
     [[ $SPOT == yes ]] && echo spot || echo on demand
   )"
-  if provider_create; then
-    EXPECTED=ACTIVE
-    return 0
-  fi
-  # Another terminal may have been faster, and a failure may have come after the
-  # request was taken.
-  look_surely
-  [[ $STATE != ABSENT ]] ||
-    fail "$TPU_NAME was not created; Google's reason is above. Nothing is left."
-  refuse_foreign
-  say "$TPU_NAME exists all the same ($REASON)."
+  until provider_create 2>"$WORK/create_errors"; do
+    cat "$WORK/create_errors" >&2
+    # Another terminal may have been faster, and a failure may have come after
+    # the request was taken.
+    look_surely
+    if [[ $STATE != ABSENT ]]; then
+      refuse_foreign
+      say "$TPU_NAME exists all the same ($REASON)."
+      return 0
+    fi
+    grep -qE 'RESOURCE_POOL_EXHAUSTED|not have enough resources' "$WORK/create_errors" ||
+      fail "$TPU_NAME was not created; Google's reason is above."
+    ((SECONDS < deadline)) ||
+      fail "there was no capacity for WAIT_MINUTES $WAIT_MINUTES."
+    say "no capacity; asking again in $POLL_SECONDS s"
+    pause "$POLL_SECONDS"
+  done
+  cat "$WORK/create_errors" >&2
+  EXPECTED=ACTIVE
 }
 
 # Waits for a machine. Returns 1 if it was taken away meanwhile.
@@ -73,24 +83,27 @@ wait_until_active() {
 
 # Deletes the resource, if it is there and ours, and makes sure that it is gone.
 delete_resource() {
-  local deadline=$((SECONDS + 1800))
-  look_surely
-  if [[ $STATE == ABSENT ]]; then
-    say "$TPU_NAME is already gone."
-    return 0
-  fi
-  refuse_foreign
-  say "deleting $TPU_NAME ($REASON)"
+  local deadline=$((SECONDS + LOST_MINUTES * 60)) gone='is already gone'
+  provider_delete_line
   while :; do
-    if provider_delete; then EXPECTED=ABSENT; fi
     look
-    [[ $STATE != ABSENT ]] || break
-    ((SECONDS < deadline)) || fail "$TPU_NAME is still there ($REASON). DELETE IT BY HAND:
+    if [[ $STATE != ABSENT && $STATE != UNKNOWN ]]; then
+      refuse_foreign
+      say "deleting $TPU_NAME ($REASON)"
+      gone='is gone'
+      if provider_delete; then EXPECTED=ABSENT; fi
+      look
+    fi
+    if [[ $STATE == ABSENT ]] && provider_clean; then
+      say "$TPU_NAME $gone (project $PROJECT, zone $ZONE)."
+      return 0
+    fi
+    ((SECONDS < deadline)) ||
+      fail "$TPU_NAME MAY STILL BE THERE (${REASON:-no answer}) AND COST MONEY. Delete it:
   $(shell_quote "${DELETE_LINE[@]}")"
     say "$TPU_NAME is still there (${REASON:-no answer}); again"
     pause "$POLL_SECONDS"
   done
-  say "$TPU_NAME is gone."
 }
 
 # Makes sure that there is a machine, whatever there is now.
@@ -114,6 +127,7 @@ obtain_resource() {
 at_exit() {
   local code=$?
   # Nothing may stop what follows: not a second Ctrl-C, not a closed terminal.
+  # What gcloud starts inherits this.
   trap '' INT TERM HUP PIPE
   trap - EXIT
   set +e

@@ -73,7 +73,7 @@ ask() {
   if ANSWER=$("$@" 2>"$WORK/errors" </dev/null); then
     return 0
   fi
-  if grep -qE 'NOT_FOUND|[Nn]ot found|matched no objects' "$WORK/errors"; then
+  if grep -qE 'NOT_FOUND|was not found|not found: 404|matched no objects' "$WORK/errors"; then
     return 1
   fi
   cat "$WORK/errors" >&2

@@ -124,6 +124,9 @@ check_settings() {
   done
   must BACKEND 'jax|tensorflow' 'jax or tensorflow'
   must PLATFORM 'tpu|cpu' 'tpu or cpu'
+  [[ $COMMAND != *$'\n'* ]] ||
+    misuse "COMMAND must be one line. Received: '$COMMAND'"
+  must DATA_DIR '[^[:space:]]*' 'a folder or gs:// address without spaces'
   must SERVICE_ACCOUNT '([a-z0-9.-]+@[a-z0-9.-]+)?' 'an e-mail address, or empty'
   must NETWORK '[a-z0-9-]*' 'the name of a network, or empty'
   must SUBNETWORK '[a-z0-9-]*' 'the name of a subnetwork, or empty'

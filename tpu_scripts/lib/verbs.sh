@@ -231,9 +231,6 @@ check() {
 verb_doctor() {
   local service services=(compute.googleapis.com storage.googleapis.com)
   DOCTOR_FAILED=no
-  if [[ $DRY_RUN == no ]] && ! command -v gcloud >/dev/null; then
-    fail "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
-  fi
   check "an account is logged in" "gcloud auth login" \
     gcloud auth list --filter=status:ACTIVE --format='value(account)'
   check "project $PROJECT" "gcloud projects create $PROJECT" \

@@ -105,6 +105,11 @@ provider_delete() {
   act "${DELETE_LINE[@]}"
 }
 
+# Removes what the machine leaves: nothing.
+provider_clean() {
+  :
+}
+
 # Runs a command on worker $1, a number or all.
 provider_ssh() {
   act gcloud compute tpus tpu-vm ssh "$TPU_NAME" \

@@ -79,7 +79,7 @@ provider_create() {
       --project="$PROJECT" --zone="$ZONE" "${OPTIONS[@]}" --labels="$labels" --quiet
     return
   fi
-  delete_leftovers || return
+  provider_clean || return
   act gcloud compute resource-policies create workload-policy "$TPU_NAME" \
     --project="$PROJECT" --region="$REGION" --description="$labels" \
     --type=HIGH_THROUGHPUT --accelerator-topology="${ACCELERATOR#*:}" \
@@ -167,16 +167,16 @@ is_ours() {
   [[ $(label_of managed_by "$1") == "$MANAGED_BY" && $(label_of owner "$1") == "$OWNER" ]]
 }
 
-# The group first: it would make its instances anew. Its template and policy cost
-# nothing, and the watchdog leaves them.
 provider_delete() {
   provider_delete_line
-  act "${DELETE_LINE[@]}" || return
-  ((HOSTS == 1)) || delete_leftovers
+  act "${DELETE_LINE[@]}"
 }
 
-delete_leftovers() {
-  delete_leftover instance-templates && delete_leftover resource-policies
+# Removes the template and the policy of a group that is gone. They cost nothing,
+# and the watchdog leaves them.
+provider_clean() {
+  ((HOSTS == 1)) ||
+    { delete_leftover instance-templates && delete_leftover resource-policies; }
 }
 
 delete_leftover() {

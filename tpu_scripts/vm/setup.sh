@@ -17,4 +17,6 @@ if [[ ! -e $venv/complete ]]; then
     --requirement "$checkout/tpu_scripts/requirements/$BACKEND.txt"
   touch "$venv/complete"
 fi
+systemctl is-active --quiet tpu-watchdog.timer ||
+  echo "WARNING: the watchdog does not run: this machine will not delete itself." >&2
 reply READY

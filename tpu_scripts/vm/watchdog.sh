@@ -25,5 +25,6 @@ seconds=$(($(<"$state/deadline") - $(date +%s)))
 
 # Again until it works: the permission may be granted later.
 systemd-run --unit=tpu-watchdog --on-active="${seconds}s" \
+  --setenv=HOME=/root --setenv=PATH="$PATH:/snap/bin" \
   /bin/bash -c "until $command; do sleep 60; done"
 echo "tpu watchdog: in $seconds s: $command"
