@@ -103,8 +103,8 @@ class Cloud:
             "COMMAND": 'python train.py "$@"',
             "OWNER": "me",
             "SPOT": "yes",
-            "POLL_SECONDS": "0.2",
-            "UPLOAD_SECONDS": "0.4",
+            "POLL_SECONDS": "0.3",
+            "UPLOAD_SECONDS": "0.6",
         }
 
     def start(self, *words, **settings):
