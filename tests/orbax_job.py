@@ -90,9 +90,7 @@ def run(index, port, directory, epochs):
     # Keras puts into a model what it has variables for, and says nothing of
     # the rest: slots have to be there before.
     model.optimizer.build(model.trainable_variables)
-    callback = keras.callbacks.OrbaxCheckpoint(
-        str(checkpoints), max_to_keep=2, save_on_background=False
-    )
+    callback = keras.callbacks.OrbaxCheckpoint(str(checkpoints), max_to_keep=2)
     newest = callback.checkpointer.latest
     epoch = 0
     if newest:
