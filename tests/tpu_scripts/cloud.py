@@ -55,13 +55,19 @@ while state["step"] < 6:
 """
 
 
-def make_repository(folder):
-    """Makes a git repository of the scripts and a training program."""
-    shutil.copytree(
-        SCRIPTS,
-        folder / "tpu_scripts",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+def make_repository(folder, packages=()):
+    """Makes a git repository of the scripts and a training program.
+
+    Args:
+        folder: Empty folder for it.
+        packages: Other folders of this repository to have in it.
+    """
+    for name in ("tpu_scripts", *packages):
+        shutil.copytree(
+            SCRIPTS.parent / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     (folder / "train.py").write_text(TRAIN)
     for words in (
         ["init", "--quiet"],
@@ -93,6 +99,8 @@ class Cloud:
             (self.root / folder).mkdir(parents=True)
         self.laptop.mkdir()
         self.started = 0
+        # Python of the machines; empty: one with a stub of jax.
+        self.python = ""
         self.settings = {
             "PROJECT": "my-project",
             "ZONE": "us-west4-a",
@@ -113,7 +121,7 @@ class Cloud:
             "PATH": f"{HERE / 'stub'}:{os.environ['PATH']}",
             "HOME": str(self.laptop),
             "GCLOUD_STUB": str(self.root),
-            "STUB_PYTHON": "",
+            "STUB_PYTHON": self.python,
             "PYTHON": sys.executable,
             # Should a real gcloud ever be reached, it must know nobody.
             "CLOUDSDK_CONFIG": str(self.laptop / "no-account"),
@@ -131,9 +139,9 @@ class Cloud:
         process.output = output.read_text
         return process
 
-    def finish(self, process, code=0):
+    def finish(self, process, code=0, seconds=60):
         """Waits for a started `tpu`; returns all it has printed."""
-        process.wait(timeout=60)
+        process.wait(timeout=seconds)
         output = process.output()
         assert process.returncode == code, output + self.log()
         return output
@@ -183,14 +191,18 @@ class Cloud:
         except FileNotFoundError:
             return ""
 
+    def copied(self):
+        """Returns path -> SHA-256 of the newest copy in the bucket."""
+        try:
+            latest = self.object("snapshot/LATEST")
+        except FileNotFoundError:
+            return {}
+        return json.loads(self.object(f"snapshot/manifests/{latest}"))
+
     def results(self):
         """Returns the newest copy of the training state in the bucket."""
-        manifest = json.loads(
-            self.object(f"snapshot/manifests/{self.object('snapshot/LATEST')}")
-        )
-        return json.loads(
-            self.object(f"snapshot/objects/{manifest['checkpoint.json']}")
-        )
+        sha256 = self.copied()["checkpoint.json"]
+        return json.loads(self.object(f"snapshot/objects/{sha256}"))
 
     def kill_processes(self):
         """Kills what runs on the machines, as a crash does."""

@@ -547,8 +547,7 @@ def storage(verb, words, flags):
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source)
             if path.is_file() and not (
-                "--exclude" in flags
-                and re.search(flags["--exclude"], str(name))
+                "--exclude" in flags and re.match(flags["--exclude"], str(name))
             ):
                 put(path, target / name)
     else:

@@ -109,8 +109,8 @@ ask_job() {
 refuse_busy() {
   [[ $REPLIES == *' BUSY'* ]] || return 0
   DELETE_AT_EXIT=no
-  fail "another job runs on $TPU_NAME:" \
-    "$(sed -n 's/^[^ ]* BUSY //p' <<<"$REPLIES" | head -n 1). Wait for it, or delete the machine."
+  fail "a job runs on $TPU_NAME: $(sed -n 's/^[^ ]* BUSY //p' <<<"$REPLIES" | head -n 1)." \
+    "Wait for it, or delete the machine."
 }
 
 # Starts the job unless it runs. Returns 1 if the connection was lost on the way.
@@ -179,7 +179,7 @@ exit_code_in_bucket() {
 carry_out() {
   local retries=0 since
   while :; do
-    JOB=PREEMPTED since=$SECONDS
+    JOB=PREEMPTED since=''
     if obtain_resource; then
       since=$SECONDS
       if connected ask_job; then
@@ -198,7 +198,8 @@ carry_out() {
     # Taken away, or deleted by its own watchdog just after it was done?
     exit_code_in_bucket
     [[ -z $ANSWER ]] || return "$ANSWER"
-    if [[ $JOB == GONE ]] || ((SECONDS - since >= MAX_HOURS * 3600)); then
+    if [[ $JOB == GONE ]] ||
+      { [[ -n $since ]] && ((SECONDS - since >= MAX_HOURS * 3600)); }; then
       fail "$TPU_NAME was deleted: by its watchdog after MAX_HOURS $MAX_HOURS, or by" \
         "somebody. To go on from the last copy in the bucket: $0 resume"
     fi

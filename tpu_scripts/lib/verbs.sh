@@ -152,11 +152,19 @@ verb_logs() {
 }
 
 verb_fetch() {
+  local found=0
+  ask gcloud storage cat "$(bucket)/run.env" || found=$?
+  ((found != 1)) || fail "there is no run $RUN_ID in gs://$BUCKET."
+  ((found != 2)) || fail "the bucket $BUCKET could not be read; see above."
   local target=$LOCAL
   act mkdir -p "$target" || return
   say "the files of the last copy, checked by their SHA-256:"
-  act rm -rf "$target/run.snapshot.json" "$target/run" || return
-  act python3 "$HERE/vm/snapshot.py" restore "$target/run" "$(bucket)/snapshot" || return
+  # What was fetched before goes only when its successor is there.
+  act rm -rf "$target/new" "$target/new.snapshot.json" || return
+  act mkdir "$target/new" || return
+  act python3 "$HERE/vm/snapshot.py" restore "$target/new" "$(bucket)/snapshot" || return
+  act rm -rf "$target/run" "$target/new.snapshot.json" "$target/new.snapshot.lock" || return
+  act mv "$target/new" "$target/run" || return
   act gcloud storage cp "$(bucket)/log" "$(bucket)/record" "$(bucket)/run.env" \
     "$target/" --recursive --quiet || return
   say "fetched into $target"
@@ -209,7 +217,7 @@ verb_prepare_wmt14() {
   act "${PYTHON:-python}" -m examples.translation prepare \
     --tfds_name wmt14_translate/de-en --data_dir "$LOCAL_DATA_DIR" || return
   act gcloud storage rsync "$folder" "$url" --recursive \
-    --exclude='dataset_info\.json$' --quiet || return
+    --exclude='.*dataset_info\.json$' --quiet || return
   act gcloud storage cp "$folder/dataset_info.json" "$url/dataset_info.json" --quiet ||
     return
   say "WMT14 is in $DATA_DIR. In COMMAND: --data tfds --data_dir \"\$DATA_DIR\""

@@ -121,7 +121,7 @@ class Snapshots:
             for path, sha256 in manifest.items()
         }
         self._remember(files, manifest, set(objects))
-        print(f"Restored {len(files)} files of {name} from {self.prefix}")
+        print(f"Files restored from {self.prefix}: {len(files)}, of {name}")
 
     def _stage(self, known, staging):
         """Returns path -> SHA-256 and stat; copies what is new to `staging`.

@@ -1,0 +1,62 @@
+"""The real example through the scripts, taken away in the middle."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.tpu_scripts.cloud import Cloud
+from tests.tpu_scripts.cloud import make_repository
+
+TRAIN = (
+    "python -m examples.translation train --strategy default --data synthetic "
+    "--synthetic_train_size 500 --steps 30 --checkpoint_every 10 "
+    "--num_layers 1 --model_dim 32 --ff_dim 64 --vocab_size 400 "
+    "--test_sentences 5 --bleu_every 0 --keep_checkpoints 2 "
+    "--average_checkpoints 1 --run_dir "
+)
+LAST = "checkpoints/step-00000030/arrays.npz"
+
+
+@pytest.mark.skipif(
+    not os.environ.get("TPU_SCRIPTS_EXAMPLE"),
+    reason="takes minutes: TPU_SCRIPTS_EXAMPLE=1 runs it",
+)
+def test_preempted_example_ends_as_the_uninterrupted_one(tmp_path):
+    repository = make_repository(
+        tmp_path / "repository", ("examples", "keras_adafactor")
+    )
+    cloud = Cloud(tmp_path, repository)
+    cloud.python = sys.executable
+    cloud.settings |= {
+        "COMMAND": f'{TRAIN} "$RUN_DIR"',
+        "PLATFORM": "cpu",
+        "POLL_SECONDS": "1",
+        "UPLOAD_SECONDS": "1",
+    }
+    run = cloud.start("run")
+    cloud.wait_for(
+        lambda: "checkpoints/step-00000010/manifest.json" in cloud.copied(), 300
+    )
+    cloud.fault("preempt")
+    assert "PREEMPTED. Retry 1 of 5" in cloud.finish(run, seconds=600)
+    assert "Continuing from step" in cloud.log()
+    cloud.tpu("fetch")
+
+    plain = tmp_path / "plain"
+    subprocess.run(
+        [sys.executable, *TRAIN.split()[1:], str(plain)],
+        cwd=repository,
+        env=os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        check=True,
+        capture_output=True,
+    )
+    with (
+        np.load(plain / LAST) as expected,
+        np.load(cloud.laptop / "results/run-1/run" / LAST) as received,
+    ):
+        assert set(expected) == set(received)
+        for name in expected:
+            np.testing.assert_array_equal(expected[name], received[name])
