@@ -291,16 +291,10 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             )
         ]
         count = len(grads)
-        finite = [None] * count
+        step_finite = None
         if self.skip_nonfinite == "step":
-            all_finite = ops.all(_have_finite_squares(grads))
-            finite = [all_finite] * count
-            skipped = ops.cast(ops.logical_not(all_finite), "int32")
-            self._skipped_updates.assign_add(skipped)
-            # `apply` will add 1.
-            self._iterations.assign_sub(
-                ops.cast(skipped, self._iterations.dtype)
-            )
+            step_finite = ops.all(_have_finite_squares(grads))
+            self._count_step(step_finite)
         totals = [None] * count
         if self.gradient_accumulation_steps:
             totals = [
@@ -309,6 +303,7 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
                 for gradient, v in zip(grads, trainable_variables, strict=True)
             ]
             grads = [g / self.gradient_accumulation_steps for g in totals]
+        finite = [step_finite] * count
         if self.skip_nonfinite == "variable":
             # Clipped, infinity would be an ordinary value, or zero.
             if self.global_clipnorm:
@@ -325,19 +320,27 @@ class UpdateRuleOptimizer(keras.optimizers.Optimizer):
             finite,
         )
         if self.use_ema:
-            given = {self._get_variable_index(v) for v in trainable_variables}
-            rest = [
-                variable
-                for i, variable in enumerate(self._trainable_variables)
-                if i not in given and self._plans[i].average is not None
-            ]
-            if rest:
-                step_finite = (
-                    finite[0] if self.skip_nonfinite == "step" else None
-                )
-                backend.update_variables(
-                    self, self._update_average, rest, [step_finite] * len(rest)
-                )
+            self._average_the_rest(trainable_variables, step_finite)
+
+    def _count_step(self, finite):
+        """Counts a step that is skipped, and takes it back."""
+        skipped = ops.cast(ops.logical_not(finite), "int32")
+        self._skipped_updates.assign_add(skipped)
+        # `apply` will add 1.
+        self._iterations.assign_sub(ops.cast(skipped, self._iterations.dtype))
+
+    def _average_the_rest(self, given, finite):
+        """Moves the averages of variables that got no gradient."""
+        given = {self._get_variable_index(variable) for variable in given}
+        rest = [
+            variable
+            for i, variable in enumerate(self._trainable_variables)
+            if i not in given and self._plans[i].average is not None
+        ]
+        if rest:
+            backend.update_variables(
+                self, self._update_average, rest, [finite] * len(rest)
+            )
 
     def update_step(self, gradient, variable, learning_rate):
         self._update_variable(variable, gradient, learning_rate)
