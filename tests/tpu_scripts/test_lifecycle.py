@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -545,7 +546,7 @@ class TestTrouble:
 
     def test_unreadable_bucket_ends_before_anything_is_rented(self, cloud):
         cloud.fault("bucket_down", "100")
-        assert "could not be read" in cloud.tpu("run", code=1)
+        assert "no answer from Google Cloud" in cloud.tpu("run", code=1)
         assert cloud.calls(*CREATE) == []
 
     def test_results_wait_for_a_bucket_that_is_down(self, cloud):
@@ -632,12 +633,8 @@ class TestWatchdog:
     @pytest.mark.parametrize("settings", [{}, COMPUTE_ENGINE])
     def test_deletes_the_machine_after_max_hours(self, cloud, settings):
         machine, words = self.arm(cloud, settings)
-        (seconds,) = [
-            int(word.removeprefix("--on-active=").removesuffix("s"))
-            for word in words
-            if word.startswith("--on-active=")
-        ]
-        assert 7190 <= seconds <= 7200
+        (seconds,) = re.findall(r"--on-active=(\d+)s", "\n".join(words))
+        assert 7170 <= int(seconds) <= 7200
         environment = os.environ | {
             "GCLOUD_STUB": str(cloud.root),
             "PATH": f"{HERE / 'stub'}:{os.environ['PATH']}",
@@ -657,8 +654,10 @@ class TestWatchdog:
         subprocess.run(
             ["bash", SCRIPTS / "vm/watchdog.sh"], env=environment, check=True
         )
-        words = (machine / "systemd").read_text()
-        assert "--on-active=60s" in words or "--on-active=59s" in words
+        (seconds,) = re.findall(
+            r"--on-active=(\d+)s", (machine / "systemd").read_text()
+        )
+        assert 30 <= int(seconds) <= 60
 
 
 class TestOtherVerbs:

@@ -3,9 +3,9 @@
 # A job on the machines: code, environment, start, poll. The machines answer in
 # lines "tpu_job: worker N WORD ..." (vm/common.sh).
 
-# Runs a script of vm/, see vm_line, on all workers and sets REPLIES to their answers. Returns 1
-# unless every worker has answered: gcloud's exit status does not tell which of
-# several failed.
+# Runs a script of vm/, see vm_line, on all workers and sets REPLIES to their
+# answers. Returns 1 unless every worker has answered: gcloud's exit status does
+# not tell which of several failed.
 tell() {
   tell_line "$(vm_line "$@")"
 }
@@ -40,8 +40,7 @@ bucket() {
 upload_source() {
   local archive=$LOCAL/$COMMIT.tar.gz url found=0
   url=$(bucket)/source/$COMMIT.tar.gz
-  ask gcloud storage ls "$url" || found=$?
-  ((found != 2)) || fail "the bucket $BUCKET could not be read; see above."
+  ask_surely gcloud storage ls "$url" || found=$?
   [[ $found == 1 || $DRY_RUN == yes ]] || return 0
   if ! { act mkdir -p "$LOCAL" && act git -C "$ROOT" archive --format=tar.gz \
     --output="$archive" "$COMMIT" && act gcloud storage cp "$archive" "$url" --quiet; }; then
@@ -106,6 +105,13 @@ ask_job() {
   done
 }
 
+# What ask_job was last told by ssh when it got no answer.
+ssh_error() {
+  local line
+  line=$(tail -n 1 "$WORK/ssh_errors" 2>/dev/null || true)
+  [[ -z $line ]] || printf ': %s' "$line"
+}
+
 refuse_busy() {
   [[ $REPLIES == *' BUSY'* ]] || return 0
   DELETE_AT_EXIT=no
@@ -138,7 +144,7 @@ connected() {
     [[ $STATE == ACTIVE || $STATE == UNKNOWN ]] || return 1
     ((SECONDS < deadline)) ||
       fail "$TPU_NAME did not answer for LOST_MINUTES $LOST_MINUTES."
-    say "$TPU_NAME does not answer; trying again"
+    say "$TPU_NAME does not answer; trying again$(ssh_error)"
     pause "$POLL_SECONDS"
   done
 }
@@ -161,7 +167,7 @@ follow_job() {
       deadline=${deadline:-$((SECONDS + LOST_MINUTES * 60))}
       ((SECONDS < deadline)) ||
         fail "$TPU_NAME did not answer for LOST_MINUTES $LOST_MINUTES."
-      say "no answer from $TPU_NAME ($REASON); the job goes on without us"
+      say "no answer from $TPU_NAME ($REASON); the job goes on without us$(ssh_error)"
     fi
     pause "$POLL_SECONDS"
   done
@@ -169,10 +175,19 @@ follow_job() {
 
 # The exit code that the job has left in the bucket: empty if none.
 exit_code_in_bucket() {
-  local found=0
-  ask gcloud storage cat "$(bucket)/exit_code" || found=$?
-  ((found != 2)) || fail "the bucket $BUCKET could not be read; see above."
+  ask_surely gcloud storage cat "$(bucket)/exit_code" || ANSWER=''
   ANSWER=${ANSWER//[!0-9]/}
+}
+
+# Makes sure that the job runs, or has ended with code 0.
+join_job() {
+  ask_job || return
+  refuse_busy
+  case "$JOB $JOB_CODE" in
+    'RUNNING 0') say "it was started before" ;;
+    'EXITED 0') ;;
+    *) start_job && JOB=RUNNING ;;
+  esac
 }
 
 # Runs the job to its end through preemptions, and returns its exit code.
@@ -182,14 +197,12 @@ carry_out() {
     JOB=PREEMPTED since=''
     if obtain_resource; then
       since=$SECONDS
-      if connected ask_job; then
-        refuse_busy
-        if [[ $JOB == RUNNING ]]; then
-          say "it was started before"
-        elif [[ $JOB == EXITED && $JOB_CODE == 0 ]]; then
-          return 0
-        fi
-        if [[ $JOB == RUNNING ]] || start_job; then follow_job; else JOB=PREEMPTED; fi
+      if connected join_job; then
+        [[ $JOB == EXITED ]] || follow_job
+      elif [[ $STATE == ABSENT || $STATE == DELETING ]]; then
+        JOB=GONE
+      else
+        JOB=PREEMPTED
       fi
     fi
     if [[ $JOB == EXITED ]]; then

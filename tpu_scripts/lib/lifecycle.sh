@@ -48,6 +48,7 @@ create_resource() {
     look_surely
     if [[ $STATE != ABSENT ]]; then
       refuse_foreign
+      refuse_other_run
       say "$TPU_NAME exists all the same ($REASON)."
       return 0
     fi

@@ -80,6 +80,19 @@ ask() {
   return 2
 }
 
+# Asks a few times until there is an answer. Returns 1 if what is asked for does
+# not exist.
+ask_surely() {
+  local attempt found
+  for attempt in 1 2 3 4 5; do
+    found=0
+    ask "$@" || found=$?
+    ((found == 2)) || return "$found"
+    ((attempt == 5)) || pause "$POLL_SECONDS"
+  done
+  fail "no answer from Google Cloud; see above."
+}
+
 # Sleeps so that a signal is acted on at once.
 pause() {
   [[ $DRY_RUN == yes ]] && return 0

@@ -47,12 +47,8 @@ verb_run() {
 # The same as run, with the command, commit and backend that the run was started
 # with.
 verb_resume() {
-  local found=0
-  ask gcloud storage cat "$(bucket)/run.env" || found=$?
-  case $found in
-    1) fail "there is no run $RUN_ID in gs://$BUCKET. Start it: $0 run" ;;
-    2) fail "the bucket $BUCKET could not be read; see above." ;;
-  esac
+  ask_surely gcloud storage cat "$(bucket)/run.env" ||
+    fail "there is no run $RUN_ID in gs://$BUCKET. Start it: $0 run"
   if [[ $DRY_RUN == yes ]]; then
     resolve_commit
   else
@@ -102,8 +98,7 @@ claim_run() {
   for name in COMMIT BACKEND DATA_DIR COMMAND; do
     wanted+=("$name='${!name}'")
   done
-  ask gcloud storage cat "$(bucket)/run.env" || found=$?
-  ((found != 2)) || fail "the bucket $BUCKET could not be read; see above."
+  ask_surely gcloud storage cat "$(bucket)/run.env" || found=$?
   if [[ $found == 1 || $DRY_RUN == yes ]]; then
     if ! { act mkdir -p "$LOCAL" && act_write "$LOCAL/run.env" "${wanted[@]}" &&
       act gcloud storage cp "$LOCAL/run.env" "$(bucket)/run.env" --quiet; }; then
@@ -135,7 +130,7 @@ verb_status() {
   fi
   exit_code_in_bucket
   say "bucket    $(bucket): $([[ -n $ANSWER ]] && echo "finished with code $ANSWER" || echo "not finished")"
-  if ask gcloud storage cat "$(bucket)/snapshot/LATEST" && [[ $DRY_RUN == no ]]; then
+  if ask_surely gcloud storage cat "$(bucket)/snapshot/LATEST" && [[ $DRY_RUN == no ]]; then
     say "          last copy of RUN_DIR $(($(date +%s) - ${ANSWER:0:10})) s ago"
   elif [[ $DRY_RUN == no ]]; then
     say "          no copy of RUN_DIR yet"
@@ -152,10 +147,8 @@ verb_logs() {
 }
 
 verb_fetch() {
-  local found=0
-  ask gcloud storage cat "$(bucket)/run.env" || found=$?
-  ((found != 1)) || fail "there is no run $RUN_ID in gs://$BUCKET."
-  ((found != 2)) || fail "the bucket $BUCKET could not be read; see above."
+  ask_surely gcloud storage cat "$(bucket)/run.env" ||
+    fail "there is no run $RUN_ID in gs://$BUCKET."
   local target=$LOCAL
   act mkdir -p "$target" || return
   say "the files of the last copy, checked by their SHA-256:"
@@ -208,8 +201,7 @@ verb_sweep() {
 verb_prepare_wmt14() {
   local url=$DATA_DIR/wmt14_translate/de-en/1.0.0 found=0
   local folder=$LOCAL_DATA_DIR/wmt14_translate/de-en/1.0.0
-  ask gcloud storage ls "$url/dataset_info.json" || found=$?
-  ((found != 2)) || fail "$DATA_DIR could not be read; see above."
+  ask_surely gcloud storage ls "$url/dataset_info.json" || found=$?
   if [[ $found == 0 && $DRY_RUN == no ]]; then
     say "WMT14 is already in $DATA_DIR"
     return 0

@@ -9,7 +9,9 @@ venv=$(venv_directory)
 
 trap 'reply FAILED setup' ERR
 if [[ ! -e $venv/complete ]]; then
-  command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+  # pip refuses on Ubuntu 24.04, the images of TPU7x.
+  command -v uv >/dev/null || python3 -m pip install --quiet --user uv ||
+    curl --location --silent --show-error --fail https://astral.sh/uv/install.sh | sh
   rm -rf "$venv"
   uv venv --quiet --python "$python" "$venv"
   # All in one resolution: a later one would change what the earlier one chose.
