@@ -358,6 +358,26 @@ class TestRun:
         assert "step 1" not in cloud.log()
         assert cloud.resources() == []
 
+    def test_tensorflow_gets_its_variables(self, cloud):
+        cloud.tpu("run", COMMAND="python train.py", BACKEND="tensorflow")
+        environment = cloud.object("record/worker-0/record/environment")
+        assert {
+            "KERAS_BACKEND=tensorflow",
+            "NEXT_PLUGGABLE_DEVICE_USE_C_API=true",
+            "PJRT_DEVICE=TPU",
+            "TF_PLUGGABLE_DEVICE_LIBRARY_PATH=/stub/libtpu.so",
+            "TPU_NAME=local",
+        } <= set(environment.splitlines())
+        assert "TPU:0" in cloud.object("record/worker-0/record/devices")
+
+    def test_environment_that_is_broken_is_not_tried_again(self, cloud):
+        cloud.fault("no_libtpu")
+        output = cloud.tpu("run", BACKEND="tensorflow", code=72)
+        assert "72: the devices or the environment are not" in output
+        assert "ImportError: no libtpu" in cloud.log()
+        assert len(cloud.calls(*CREATE)) == 1
+        assert cloud.resources() == []
+
     def test_interrupted_run_deletes_its_machine(self, cloud):
         process = cloud.start("run", COMMAND=WAITING)
         cloud.wait_for(lambda: "step 3" in cloud.log())

@@ -81,6 +81,10 @@ finish_run() {
     say "the command of $RUN_ID ended with code $code; it is not tried again." \
       "Its log: $0 logs"
   fi
+  case $code in
+    72) say "(72: the devices or the environment are not what was asked for)" ;;
+    73) say "(73: the copy of RUN_DIR in the bucket could not be read)" ;;
+  esac
   return "$code"
 }
 

@@ -12,6 +12,17 @@ flock --timeout 10 9 || exit 0
 printf '%s\n' "$RUN_ID" >"$base/lock"
 echo $$ >"$job/pid"
 
+CODE_NOT_STARTED=72  # the devices or the environment are not what was asked for
+CODE_NOT_RESTORED=73 # there is a copy of RUN_DIR that could not be read
+
+# A failure of this script must not look like a machine that died, which would be
+# tried again.
+not_started() {
+  gcloud storage cp --quiet "$job/log" "$bucket/log/worker-${worker:-0}" || true
+  echo "$CODE_NOT_STARTED" >"$job/exit_code"
+}
+trap '(($? == 0)) || not_started' EXIT
+
 worker=$(worker_number)
 python=$(venv_directory)/bin/python
 PATH=$(dirname "$python"):$PATH
@@ -25,9 +36,6 @@ elif [[ $PLATFORM == tpu ]]; then
     'import libtpu; print(libtpu.get_library_path())')
   export TF_PLUGGABLE_DEVICE_LIBRARY_PATH
 fi
-
-CODE_NOT_STARTED=72  # the devices are not what was asked for, or no record
-CODE_NOT_RESTORED=73 # there is a copy of RUN_DIR that could not be read
 
 snapshot() {
   python3 "$checkout/tpu_scripts/vm/snapshot.py" "$1" "$RUN_DIR" "$bucket/snapshot"
