@@ -58,7 +58,7 @@ source_line() {
   local url
   url=$(bucket)/source/$COMMIT.tar.gz
   cat <<LINE
-set -e; mkdir -p tpu_job; cd tpu_job; touch lock
+set -e; PATH=\$PATH:/snap/bin; mkdir -p tpu_job; cd tpu_job; touch lock
 me="tpu_job: worker $WORKER_NUMBER"
 if ! flock --timeout 5 lock true; then echo "\$me BUSY \$(cat lock)"; exit 0; fi
 if [ "\$(cat source/COMMIT 2>/dev/null)" != $COMMIT ]; then

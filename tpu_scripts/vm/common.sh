@@ -14,7 +14,8 @@ checkout=$base/source
 job=$base/jobs/$RUN_ID
 bucket=gs://$BUCKET/$RUN_ID
 export RUN_DIR=$base/runs/$RUN_ID
-export PATH=$HOME/.local/bin:$PATH
+# Some images have gcloud as a snap.
+export PATH=$HOME/.local/bin:$PATH:/snap/bin
 
 # The number of this machine in its slice. JAX reads the same attribute.
 worker_number() {
