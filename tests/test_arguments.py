@@ -22,6 +22,11 @@ def schedule():
 
 
 # Argument -> values that are wrong whatever the other arguments are.
+def text(value):
+    """The same in every process: that of a function ends in its address."""
+    return re.sub(" at 0x[0-9a-f]+", "", str(value))
+
+
 WRONG = {
     "learning_rate": (
         None, *NOT_NUMBERS, -0.1, -INFINITY,
@@ -105,7 +110,7 @@ CONTRADICTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "name"), CONTRADICTIONS, ids=str)
+@pytest.mark.parametrize(("arguments", "name"), CONTRADICTIONS, ids=text)
 def test_contradictory_pair_is_an_error(arguments, name):
     for each in arguments:  # alone, or with what it needs, each is fine
         if each != name and each != "momentum_dtype":
@@ -130,7 +135,7 @@ def test_two_clips_are_an_error_that_names_both(pair):
 @pytest.mark.parametrize(
     "arguments",
     [{"beta1": 0.9}, {"lr": 0.1}, {"eps": 1e-8}, {"clip_treshold": 1.0}],
-    ids=str,
+    ids=text,
 )
 def test_unknown_argument_is_named(arguments):
     (name,) = arguments
@@ -158,7 +163,7 @@ WRONG_GROUPS = [
 ]
 
 
-@pytest.mark.parametrize("groups", WRONG_GROUPS, ids=str)
+@pytest.mark.parametrize("groups", WRONG_GROUPS, ids=text)
 def test_axis_groups_that_do_not_fit_name_the_variable(groups):
     variable = keras.Variable(np.ones((3, 4)), name="kernel")
     optimizer = Adafactor(axis_groups={"kernel": groups})
@@ -215,7 +220,7 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("arguments", RIGHT, ids=str)
+@pytest.mark.parametrize("arguments", RIGHT, ids=text)
 def test_value_at_the_edge_is_allowed_and_works(arguments):
     optimizer = Adafactor(**arguments)
     variable = keras.Variable(np.ones((3, 4)), name="kernel")
