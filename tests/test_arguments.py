@@ -21,12 +21,12 @@ def schedule():
     return keras.optimizers.schedules.CosineDecay(0.1, 10)
 
 
-# Argument -> values that are wrong whatever the other arguments are.
 def text(value):
     """The same in every process: that of a function ends in its address."""
     return re.sub(" at 0x[0-9a-f]+", "", str(value))
 
 
+# Argument -> values that are wrong whatever the other arguments are.
 WRONG = {
     "learning_rate": (
         None, *NOT_NUMBERS, -0.1, -INFINITY,
