@@ -1,7 +1,7 @@
 """Flags of the gcloud commands that tpu_scripts uses, as they are documented.
 
 A line with another flag is an error of the stub, as it is of gcloud. The pages
-and their dates stand in docs/tpu_lifecycle.md.
+and their dates stand in tpu_scripts/README.md.
 """
 
 EVERYWHERE = {"--project", "--format", "--quiet", "--flatten"}
