@@ -29,6 +29,8 @@ TOPOLOGIES = {
     "tpu7x": _CUBES,
 }
 
+DEVICES_A_CHIP = {"v2": 2, "v3": 2, "v4": 2, "tpu7x": 2}
+
 MISSING = [
     name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None
 ]
@@ -148,7 +150,8 @@ class Program:
     """A compiled program, in bytes of one device.
 
     Attributes:
-        arguments: List of `Argument`, in the order of the leaves.
+        arguments: List of `Argument`: the leaves in their order, then arrays
+            that the function itself holds.
         argument_bytes: All arguments.
         output_bytes: All that it returns.
         alias_bytes: What it returns in the place of an argument.
@@ -224,15 +227,7 @@ def devices(topology):
         TopologyError: If there is no such topology.
         ImportError: If jax or libtpu is not installed.
     """
-    generation, _, shape = topology.partition(":")
-    if shape not in TOPOLOGIES.get(generation, ()):
-        valid = "\n".join(
-            "  " + " ".join(f"{name}:{shape}" for shape in shapes)
-            for name, shapes in TOPOLOGIES.items()
-        )
-        raise TopologyError(
-            f"There is no topology {topology!r}. There are:\n{valid}"
-        )
+    check_topology(topology)
     if MISSING:
         raise ImportError(f"{', '.join(MISSING)} not installed. {REQUIREMENT}")
     for name, value in _ENVIRONMENT.items():
@@ -246,9 +241,28 @@ def devices(topology):
     )
 
 
+def check_topology(topology):
+    """Raises `TopologyError` for a name that is not in `TOPOLOGIES`."""
+    generation, _, shape = topology.partition(":")
+    if shape not in TOPOLOGIES.get(generation, ()):
+        valid = "\n".join(
+            "  " + " ".join(f"{name}:{shape}" for shape in shapes)
+            for name, shapes in TOPOLOGIES.items()
+        )
+        raise TopologyError(
+            f"There is no topology {topology!r}. There are:\n{valid}"
+        )
+
+
 def chips(topology):
     """Number of chips of a topology."""
     return math.prod(map(int, topology.partition(":")[2].split("x")))
+
+
+def device_count(topology):
+    """Number of devices of a topology, without loading the compiler."""
+    generation = topology.partition(":")[0]
+    return chips(topology) * DEVICES_A_CHIP.get(generation, 1)
 
 
 def usable_hbm(device):
@@ -323,13 +337,20 @@ def compile_jax(
     ).lower(*arguments)
     with _reading_errors():
         compiled = lowered.compile()
-    kept = compiled._executable._kept_var_idx
-    shards = [
+    # JAX passes large arrays that the function holds before the rest.
+    held = compiled._params.const_args
+    shards = [(array.shape, array.dtype) for array in held]
+    shards += [
         (leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-        for i, leaf in enumerate(jax.tree.leaves(arguments))
-        if i in kept
+        for leaf in jax.tree.leaves(arguments)
     ]
-    return _program(compiled.runtime_executable(), shards, lowered.as_text())
+    kept = compiled._executable._kept_var_idx
+    return _program(
+        compiled.runtime_executable(),
+        [shard for i, shard in enumerate(shards) if i in kept],
+        lowered.as_text(),
+        held=len(held),
+    )
 
 
 def compile_tensorflow(function, arguments, device):
@@ -415,7 +436,7 @@ def _reading_errors():
         raise found from error
 
 
-def _program(executable, shapes, lowered):
+def _program(executable, shapes, lowered, held=0):
     memory = executable.get_compiled_memory_stats()
     layouts = executable.get_parameter_layouts()
     arguments = [
@@ -429,7 +450,7 @@ def _program(executable, shapes, lowered):
     except RuntimeError:
         text = None
     return Program(
-        arguments=arguments,
+        arguments=arguments[held:] + arguments[:held],
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
         alias_bytes=memory.alias_size_in_bytes,

@@ -1,0 +1,217 @@
+"""`python -m tpu_scripts.precompile`: what it asks, finds and prints."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from examples.translation.errors import UserError
+from tests.conftest import ROOT
+from tpu_scripts import precompile
+from tpu_scripts import tpu_compiler
+from tpu_scripts.measurement import Measurement
+from tpu_scripts.search import largest_that_fits
+
+
+class Sizes:
+    """Stands in for the compiler, and keeps what it was asked."""
+
+    def __init__(self, needed, available=1000):
+        self.needed, self.available, self.asked = needed, available, []
+
+    def __call__(self, size):
+        assert size not in self.asked, "compiled twice"
+        self.asked.append(size)
+        return self.needed(size), self.available
+
+
+@pytest.mark.parametrize("start", [1, 7, 12, 40, 300])
+@pytest.mark.parametrize("slope", [3, 10, 37, 90, 450])
+def test_search_of_linear_memory_finds_the_largest_in_few_steps(slope, start):
+    sizes = Sizes(lambda n: 100 + slope * n)
+    assert largest_that_fits(sizes, start) == 900 // slope
+    assert len(sizes.asked) <= 8
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        lambda n: n * n,
+        lambda n: 999 + 2 * (n > 31),
+        lambda n: 2**n,
+        lambda n: 500 + n + 300 * (n > 20),
+    ],
+)
+def test_search_of_any_growing_memory_ends_at_the_largest(needed):
+    sizes = Sizes(needed)
+    best = largest_that_fits(sizes, 8)
+    assert needed(best) <= 1000 < needed(best + 1)
+    assert {best, best + 1} <= set(sizes.asked)
+    assert len(sizes.asked) <= 20
+
+
+def test_search_tries_multiples_only():
+    sizes = Sizes(lambda n: 7 * n)
+    assert largest_that_fits(sizes, 16, multiple=16) == 128
+    assert all(size % 16 == 0 for size in sizes.asked)
+
+
+def test_search_where_nothing_fits_gives_zero():
+    assert largest_that_fits(Sizes(lambda n: 2000 + n), 64) == 0
+
+
+def parse(text):
+    return precompile.parse(["precompile", *text.split()])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--preset big", "Give a --topology"),
+        ("--topology v5e:4x5", "no topology 'v5e:4x5'.*v5e:4x4 v5e:4x8"),
+        ("--topology v9", "no topology 'v9'"),
+        ("--topology v5e:4x4 --model bert", "--model must be one of trans"),
+        ("--topology v5e:4x4 --preset huge", "--preset must be one of tiny"),
+        ("--topology v5e:4x4 --policy int8", "--policy must be one of flo"),
+        ("--topology v5e:4x4 --search width", "--search must be one of ba"),
+        ("--topology v5e:4x4 --optimizer lion", "Received: lion"),
+        ("--topology v5e:4x4 --compare adam@int4", "Received: adam@int4"),
+        ("--topology v5e:4x4 --layers 0", "layers.*--help"),
+        ("--topology v5e:4x4 --laiers 3", "laiers.*--help"),
+        ("--topology v5e:4x4 now", "Only flags are taken. Received: now"),
+        ("--topology v5e:4x4 --width 1000 --heads 16", "multiple of --heads"),
+        ("--topology v5e:4x4 --model_parallel 3", "divide the 16 devices"),
+        ("--topology v5e:4x4 --global_batch 40", "a multiple of 16"),
+        ("--topology v4:2x2x1 --model_parallel 16", "divide the 8 devices"),
+    ],
+)
+def test_bad_arguments_are_named(line, message):
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        parse(line)
+
+
+def test_defaults_come_from_the_preset_and_the_devices():
+    request, optimizers, _ = parse(
+        "--topology v5e:4x4 --model_parallel 4 "
+        "--compare adam,adafactor@bfloat16"
+    )
+    assert optimizers == ["adafactor", "adam", "adafactor@bfloat16"]
+    assert (request.width, request.heads, request.length) == (1024, 16, 256)
+    assert request.global_batch == 32
+    assert request.mesh_shape(16) == (4, 4)
+    request, _, _ = parse("--topology v5e:1x1 --model decoder --width 512")
+    assert (request.ff_dim, request.heads, request.layers) == (2048, 4, 12)
+
+
+GIB = 2**30
+
+
+def fake(request, optimizer):
+    """4 bytes a weight, 8 of state with Adam, 1 GiB that grows with rows."""
+    weights = request.layers * GIB // 2
+    state = {"adam": 2 * weights, "adafactor": 0}[optimizer]
+    others = request.global_batch * GIB // 16
+    return Measurement(
+        parameters=weights // 4,
+        weights=weights,
+        optimizer_state=state,
+        others=others,
+        program=GIB // 4,
+        required=weights + state + others + GIB // 4 + GIB,
+        available=16 * GIB,
+    )
+
+
+def test_comparison_is_a_table_and_json(capsys):
+    request, optimizers, _ = parse(
+        "--topology v5e:1x1 --model decoder --layers 12 --compare adam"
+    )
+    results = precompile.run(request, optimizers, measure=fake)
+    printed = capsys.readouterr().out
+    assert printed.endswith(
+        """
+GiB of one device            adafactor          adam
+----------------------------------------------------
+weights                          6.000         6.000
+optimizer state                  0.000        12.000
+activations and temporaries      1.000         1.000
+program                          0.250         0.250
+batch and the rest               0.500         0.500
+needed                           7.750        19.750
+usable                          16.000        16.000
+                                  FITS  DOES NOT FIT
+"""
+    )
+    assert (
+        "adam: 12 layers, batch 8, 1,610,612,736 parameters: 19.75" in printed
+    )
+    assert json.loads(json.dumps(results)) == results
+    assert [r["fits"] for r in results["results"]] == [True, False]
+    assert results["results"][0]["temporaries"] == GIB
+    assert (results["chips"], results["devices"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("what", "largest"), [("layers", [28, 9]), ("batch", [140, 0])]
+)
+def test_search_says_what_was_compiled(capsys, what, largest):
+    request, optimizers, _ = parse(
+        "--topology v5e:1x1 --model decoder --layers 12 --compare adam"
+    )
+    results = precompile.run(request, optimizers, what, measure=fake)["results"]
+    assert [r["largest"] for r in results] == largest
+    for found in results:
+        compiled = {int(n): m["fits"] for n, m in found["compiled"].items()}
+        assert compiled[found["largest"] + 1] is False
+        assert compiled.get(found["largest"], True) is True
+    printed = capsys.readouterr().out
+    assert f"adafactor: largest {what} that fits: {largest[0]}." in printed
+    assert f"{largest[0] + 1} (does not)" in printed
+
+
+def run_program(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "tpu_scripts.precompile", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_mistyped_topology_is_a_message_and_no_traceback():
+    done = run_program("--topology", "v5e:44")
+    assert done.returncode == 2
+    assert "v5e:4x4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(
+    bool(tpu_compiler.MISSING) or keras.backend.backend() != "jax",
+    reason="Compiles with JAX whatever the backend: KERAS_BACKEND=jax and "
+    "pip install -e '.[tpu-compile]' run this.",
+)
+def test_real_steps_that_fit_and_do_not(tmp_path):
+    for layers, width, status in ((1, 256, "FITS"), (4, 2**15, "DOES NOT FIT")):
+        done = run_program(
+            *("--topology=v5e:2x2", "--model=decoder", f"--layers={layers}"),
+            *(f"--width={width}", "--length=64", "--vocab_size=512"),
+            *("--global_batch=16", "--model_parallel=2"),
+            f"--json={tmp_path / 'found.json'}",
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].strip() == status
+        results = json.loads((tmp_path / "found.json").read_text())
+        (found,) = results["results"]
+        assert found["fits"] == (status == "FITS")
+        assert found["available"] == round(15.75 * GIB)
+        # 4 d^2 + 2 d ff + their vectors, embedding, last norm.
+        block = 12 * width**2 + 9 * width
+        parameters = layers * block + 512 * width + 2 * width
+        assert found["parameters"] == parameters
+        kinds = ("weights", "optimizer_state", "others", "program")
+        kept = sum(found[kind] for kind in kinds)
+        assert found["required"] == kept + found["temporaries"]
+        # A quarter of every matrix is on each device.
+        assert parameters <= found["weights"] < 1.2 * parameters

@@ -1,0 +1,56 @@
+"""The largest size that fits, in few compilations."""
+
+import math
+
+
+def largest_that_fits(measure, start, multiple=1):
+    """Finds the largest size that fits, trying as few as it can.
+
+    Memory grows about linearly with size, and what does not fit says by how
+    much. So the next size tried is where a line through two known ones meets
+    the limit; the answer is one that was tried and fits, and the next larger
+    one was tried and does not.
+
+    Args:
+        measure: `size -> (needed, available)` bytes; called once a size.
+        start: First size to try, a multiple of `multiple`.
+        multiple: Only multiples of it are sizes.
+
+    Returns:
+        The largest size for which `needed <= available`; 0 if none is.
+    """
+    # size -> what it needs, as a part of what is available
+    known = {0: 0.0}
+
+    def fits(size):
+        needed, available = measure(size * multiple)
+        known[size] = needed / available
+        return needed <= available
+
+    low, high = 0, None  # fits (or is nothing), does not
+    size = max(1, start // multiple)
+    slow = 0
+    while high is None or high - low > 1:
+        before = math.inf if high is None else high - low
+        if fits(size):
+            low = size
+        else:
+            high = size
+        if high is not None:
+            slow = slow + 1 if high - low > before / 2 else 0
+        size = _next(known, low, high, halve=slow >= 2)
+    return low * multiple
+
+
+def _next(known, low, high, halve):
+    if halve:
+        return (low + high) // 2
+    # The sizes that are nearest to the limit.
+    a, b = sorted(known, key=lambda size: abs(known[size] - 1))[:2]
+    slope = (known[b] - known[a]) / (b - a)
+    guess = 2 * low
+    if slope > 0:
+        guess = math.floor(a + (1 - known[a]) / slope)
+    if high is None:
+        return min(max(guess, low + 1), 4 * low)
+    return min(max(guess, low + 1), high - 1)
