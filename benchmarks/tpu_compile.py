@@ -1,6 +1,6 @@
 """What the TPU compiler makes of an optimizer, without a TPU.
 
-    pip install jax libtpu
+    pip install -e ".[tensorflow,jax,tpu-compile]"
     python -m benchmarks.tpu_compile
 
 Compiles for one TPU v5e, executes nothing: the figures are the compiler's. For
@@ -14,23 +14,18 @@ import os
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"  # run here, compile for a TPU
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # ask no cloud for a machine
 
 import json  # noqa: E402
 import math  # noqa: E402
 import pathlib  # noqa: E402
-import re  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import Mesh  # noqa: E402
-from jax.sharding import NamedSharding  # noqa: E402
-from jax.sharding import PartitionSpec  # noqa: E402
 
 from keras_adafactor import Adafactor  # noqa: E402
+from tpu_scripts import tpu_compiler  # noqa: E402
+from tpu_scripts import train_step  # noqa: E402
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "tpu_compile.json"
 TOPOLOGY = "v5e:2x2"
@@ -45,46 +40,37 @@ OPTIMIZERS = {
 LAYERS, WIDTH, BATCH = 12, 4096, 64
 
 
-def chip():
-    """Where a tensor of one TPU core lives."""
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=TOPOLOGY
-    )
-    mesh = Mesh(np.array(topology.devices[:1]), ("chip",))
-    return NamedSharding(mesh, PartitionSpec())
+def variables(shape, count=1):
+    return [
+        keras.Variable("zeros", shape=shape, dtype="float32", name=f"w{i}")
+        for i in range(count)
+    ]
 
 
-def shape_on(place, tensor, dtype=None):
-    return jax.ShapeDtypeStruct(
-        tuple(tensor.shape), dtype or tensor.dtype, sharding=place
-    )
+def built(make, shape, count=1):
+    """An optimizer and its variables, of which none has a value."""
+
+    def build():
+        optimizer, weights = make(), variables(shape, count)
+        optimizer.build(weights)
+        return optimizer, weights
+
+    return train_step.without_memory(build)
 
 
-def compile_optimizer_step(make, shape, place):
-    optimizer = make()
-    variable = keras.Variable(np.zeros(shape, "float32"), name="w")
-    optimizer.build([variable])
-    weights = [shape_on(place, variable.value)]
-    state = [shape_on(place, v.value) for v in optimizer.variables]
-    step = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
-    compiled = step.lower(state, weights, weights).compile()
+def compile_optimizer_step(make, shape, device):
+    program = train_step.compile_optimizer_step(*built(make, shape), device)
     size = math.prod(shape)
-    cycles = re.findall(r'"estimated_cycles":"(\d+)"', compiled.as_text())
     return {
-        "bytes_accessed": compiled.cost_analysis()["bytes accessed"] / size,
-        "cycles": 1000 * sum(map(int, cycles)) / size,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes / size,
+        "bytes_accessed": program.bytes_accessed / size,
+        "cycles": 1000 * program.estimated_cycles() / size,
+        "temporary_bytes": program.temporary_bytes / size,
     }
 
 
-def compile_training_step(make, place):
+def compile_training_step(make, device):
     """A stack of matrices in bfloat16, weights in float32."""
-    variables = [
-        keras.Variable(np.zeros((WIDTH, WIDTH), "float32"), name=f"w{i}")
-        for i in range(LAYERS)
-    ]
-    optimizer = make()
-    optimizer.build(variables)
+    optimizer, weights = built(make, (WIDTH, WIDTH), LAYERS)
 
     def loss(weights, x):
         for w in weights:
@@ -95,25 +81,21 @@ def compile_training_step(make, place):
         gradients = jax.grad(loss)(weights, x)
         return optimizer.stateless_apply(state, gradients, weights)
 
-    compiled = (
-        jax.jit(step, donate_argnums=(0, 1))
-        .lower(
-            [shape_on(place, v.value) for v in variables],
-            [shape_on(place, v.value) for v in optimizer.variables],
-            jax.ShapeDtypeStruct((BATCH, WIDTH), "bfloat16", sharding=place),
-        )
-        .compile()
+    x = jax.ShapeDtypeStruct((BATCH, WIDTH), "bfloat16")
+    program = tpu_compiler.compile_jax(
+        step,
+        tpu_compiler.on_device(device, [weights, optimizer.variables, x]),
+        donate=(0, 1),
     )
-    memory = compiled.memory_analysis()
     parameters = LAYERS * WIDTH * WIDTH
     return {
-        "argument_bytes": memory.argument_size_in_bytes / parameters,
-        "temporary_bytes": memory.temp_size_in_bytes / parameters,
+        "argument_bytes": program.argument_bytes / parameters,
+        "temporary_bytes": program.temporary_bytes / parameters,
     }
 
 
 def main():
-    place = chip()
+    device = tpu_compiler.devices(TOPOLOGY)[0]
     results = {
         "topology": TOPOLOGY,
         "jax": jax.__version__,
@@ -125,7 +107,7 @@ def main():
     print(f"{'shape':20} {'optimizer':28} {'bytes':>7} {'cycles':>7} temp")
     for shape in SHAPES:
         for name, make in OPTIMIZERS.items():
-            row = compile_optimizer_step(make, shape, place)
+            row = compile_optimizer_step(make, shape, device)
             results["optimizer_step"].append(
                 {"shape": shape, "optimizer": name, **row}
             )
@@ -136,7 +118,7 @@ def main():
             )
     print("\nwhole training step, bytes a parameter")
     for name, make in OPTIMIZERS.items():
-        row = compile_training_step(make, place)
+        row = compile_training_step(make, device)
         results["training_step"].append({"optimizer": name, **row})
         print(
             f"{name:28} arguments {row['argument_bytes']:6.3f}, temporaries "
