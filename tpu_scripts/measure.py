@@ -68,6 +68,7 @@ def measure(request, optimizer):
                 program=0,
                 required=error.required,
                 available=error.available,
+                fits=False,
             )
     arguments = iter(program.arguments)
     sizes = {
@@ -82,6 +83,7 @@ def measure(request, optimizer):
         program=program.code_bytes,
         required=program.hbm_bytes,
         available=available,
+        fits=True,
     )
 
 
@@ -171,6 +173,7 @@ def _distributed(request, devices):
     shape = request.mesh_shape(len(devices))
     mesh = keras.distribution.DeviceMesh(shape, ["data", "model"], devices)
     sizes = request.sizes()
+    sizes["vocab"] = _padded(sizes["vocab"])
 
     def split(**along):
         """Mesh axis of every axis of a weight, from its size's name."""

@@ -16,6 +16,7 @@ class Measurement:
         program: The code; 0 if it does not fit, for the compiler did not say.
         required: All of it.
         available: What a program may use.
+        fits: Whether the compiler took it.
     """
 
     parameters: int
@@ -25,10 +26,7 @@ class Measurement:
     program: int
     required: int
     available: int
-
-    @property
-    def fits(self):
-        return self.required <= self.available
+    fits: bool
 
     @property
     def temporaries(self):
@@ -41,5 +39,4 @@ class Measurement:
         return {
             **dataclasses.asdict(self),
             "temporaries": self.temporaries,
-            "fits": self.fits,
         }

@@ -281,7 +281,7 @@ def search(request, optimizer, what, measure):
         tried[size] = measure(
             dataclasses.replace(request, **{name: size}), optimizer
         )
-        return tried[size].required, tried[size].available
+        return tried[size]
 
     largest = largest_that_fits(needed, getattr(request, name), multiple)
     if not largest:

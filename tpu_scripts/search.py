@@ -12,20 +12,22 @@ def largest_that_fits(measure, start, multiple=1):
     one was tried and does not.
 
     Args:
-        measure: `size -> (needed, available)` bytes; called once a size.
+        measure: Function of a size, called once for each, that returns
+            something with attributes `fits`, and `required` and `available`
+            in bytes.
         start: First size to try, a multiple of `multiple`.
         multiple: Only multiples of it are sizes.
 
     Returns:
-        The largest size for which `needed <= available`; 0 if none is.
+        The largest size that fits; 0 if none does.
     """
     # size -> what it needs, as a part of what is available
     known = {0: 0.0}
 
     def fits(size):
-        needed, available = measure(size * multiple)
-        known[size] = needed / available
-        return needed <= available
+        found = measure(size * multiple)
+        known[size] = found.required / found.available
+        return found.fits
 
     low, high = 0, None  # fits (or is nothing), does not
     size = max(1, start // multiple)

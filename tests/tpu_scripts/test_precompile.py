@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import keras
 import pytest
@@ -24,7 +25,12 @@ class Sizes:
     def __call__(self, size):
         assert size not in self.asked, "compiled twice"
         self.asked.append(size)
-        return self.needed(size), self.available
+        required = self.needed(size)
+        return types.SimpleNamespace(
+            required=required,
+            available=self.available,
+            fits=required <= self.available,
+        )
 
 
 @pytest.mark.parametrize("start", [1, 7, 12, 40, 300])
@@ -113,14 +119,16 @@ def fake(request, optimizer):
     weights = request.layers * GIB // 2
     state = {"adam": 2 * weights, "adafactor": 0}[optimizer]
     others = request.global_batch * GIB // 16
+    required = weights + state + others + GIB // 4 + GIB
     return Measurement(
         parameters=weights // 4,
         weights=weights,
         optimizer_state=state,
         others=others,
         program=GIB // 4,
-        required=weights + state + others + GIB // 4 + GIB,
+        required=required,
         available=16 * GIB,
+        fits=required <= 16 * GIB,
     )
 
 
