@@ -12,6 +12,7 @@ import jax
 import keras
 
 import keras_adafactor
+from examples.translation.layouts import model_parallel
 from examples.translation.losses import SmoothedCrossEntropy
 from examples.translation.losses import masked_accuracy
 from examples.translation.model import build_model
@@ -160,16 +161,32 @@ def _compiled(model, optimizer, loss, batch):
 
 @contextlib.contextmanager
 def _distributed(request, devices):
-    """Weights split over all devices, the batch over the axis `data`.
+    """Weights split over devices, the batch over the axis `data`.
 
-    Each matrix is split over `model` along heads, feed-forward width or
-    vocabulary, and over `data` along the width of the model, from where it is
-    gathered when it is used (fully sharded data parallelism). A size that an
-    axis does not divide is not split.
+    The translation model's as the example does it: over `model` alone. Each
+    matrix of the decoder is split over `model` along heads, feed-forward width
+    or vocabulary, and over `data` along the width of the model, from where it
+    is gathered when it is used (fully sharded data parallelism). A size that
+    an axis does not divide is not split.
     """
     if len(devices) == 1:
         yield
         return
+    split = _decoder_parallel
+    if request.model == "translation":
+        split = _translation_parallel
+    keras.distribution.set_distribution(split(request, devices))
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(None)
+
+
+def _translation_parallel(request, devices):
+    return model_parallel(devices, request.model_parallel)
+
+
+def _decoder_parallel(request, devices):
     shape = request.mesh_shape(len(devices))
     mesh = keras.distribution.DeviceMesh(shape, ["data", "model"], devices)
     sizes = request.sizes()
@@ -201,15 +218,9 @@ def _distributed(request, devices):
         r".*/layer_\d+/output": ("data", None, None),
     }.items():
         layouts[pattern] = axes
-    keras.distribution.set_distribution(
-        keras.distribution.ModelParallel(
-            layout_map=layouts, batch_dim_name="data"
-        )
+    return keras.distribution.ModelParallel(
+        layout_map=layouts, batch_dim_name="data"
     )
-    try:
-        yield
-    finally:
-        keras.distribution.set_distribution(None)
 
 
 def _shard_bytes(variable):

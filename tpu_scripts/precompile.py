@@ -12,8 +12,10 @@ one to a few minutes of one CPU core a compilation. `--search batch` and
 Optimizers are those of the translation example: adafactor, keras_adafactor
 (Keras' own), adam, adamw, sgd. `adafactor@bfloat16` has weights of that dtype.
 
-On a slice the batch is split over the mesh axis `data`, every matrix over
-`data` and `model` both, and gathered where it is used.
+On a slice the batch is split over the mesh axis `data`. Weights of the
+translation model are split as the example does it, over `model` alone; every
+matrix of the decoder over `data` and `model` both, and gathered where it is
+used.
 """
 
 import dataclasses
