@@ -82,6 +82,12 @@ def make_repository(folder, packages=()):
     return folder
 
 
+def heed_signals():
+    """What a shell starts in the background ignores Ctrl-C for good."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Cloud:
     """A project and a laptop.
 
@@ -135,6 +141,7 @@ class Cloud:
                 env=environment | self.settings | settings,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                preexec_fn=heed_signals,
             )
         process.output = output.read_text
         return process
