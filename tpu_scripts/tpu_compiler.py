@@ -100,6 +100,10 @@ class DoesNotFit(Exception):
             r"\w+ \(([\d.]+)([KMGTP]?)\)",
             message,
             re.DOTALL,
+        ) or re.search(
+            # Said by a later pass, with the largest arrays.
+            r"Used ([\d.]+)([KMGTP]?) of ([\d.]+)([KMGTP]?) hbm",
+            message,
         )
         if found is None:
             return None

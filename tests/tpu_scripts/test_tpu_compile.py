@@ -326,6 +326,16 @@ def test_program_that_does_not_fit_says_so_in_numbers():
     assert raised.value.available == round(15.75 * 2**30)
 
 
+def test_late_message_of_too_little_memory_is_read():
+    found = tpu_compiler.DoesNotFit.parse(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used "
+        "15.78G of 15.75G hbm. Exceeded hbm capacity by 28.79M."
+    )
+    assert found.required == round(15.78 * 2**30)
+    assert found.available == round(15.75 * 2**30)
+    assert tpu_compiler.DoesNotFit.parse("INTERNAL: something else") is None
+
+
 def test_mistyped_topology_lists_the_valid_ones():
     with pytest.raises(tpu_compiler.TopologyError, match="v5e:4x5") as raised:
         tpu_compiler.devices("v5e:4x5")
