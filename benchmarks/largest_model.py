@@ -43,7 +43,7 @@ SLICES = {
             "adam": 7,
             "keras_adafactor": 8,
             "adafactor": 12,
-            "adafactor@bfloat16": 22,
+            "adafactor@bfloat16": 19,
         },
     ),
 }
