@@ -249,7 +249,8 @@ def test_step_reads_no_more_than_the_gradient_thrice_and_the_weight_twice():
 def test_factored_variable_needs_no_temporary_of_its_size():
     size = math.prod(LARGE)
     assert large_step(Adafactor).temporary_bytes < 0.01 * size
-    assert large_step(Adafactor).code_bytes < 0.01 * size
+    # Nor a constant: the program is a megabyte or two, the variable 512.
+    assert large_step(Adafactor).code_bytes < 0.1 * size
 
 
 def test_temporary_of_full_size_is_seen():
