@@ -215,19 +215,9 @@ def _request(values):
             "vocab_size": config.vocab_size,
             "length": config.max_length,
         }
-    given = {
-        name: values[name].value
-        for name in (
-            "layers",
-            "width",
-            "ff_dim",
-            "heads",
-            "vocab_size",
-            "length",
-        )
-        if values[name].value is not None
-    }
-    sizes |= given
+    for name in ("ff_dim", "heads", *sizes):
+        if values[name].value is not None:
+            sizes[name] = values[name].value
     sizes.setdefault("ff_dim", 4 * sizes["width"])
     sizes.setdefault("heads", max(1, sizes["width"] // 128))
     if sizes["width"] % 2 or sizes["width"] % sizes["heads"]:

@@ -34,6 +34,11 @@ class Devices:
         """Whether a `TPUStrategy` compiles for every shape it is given."""
         return self.strategy is not None and not self.mirrored
 
+    @property
+    def takes_jit_compile(self):
+        """Whether Keras may be asked for XLA: never under a strategy."""
+        return self.strategy is None and host_has_xla()
+
     def scope(self):
         """Returns the context in which variables must be created."""
         if self.strategy is None:

@@ -15,7 +15,6 @@ from examples.translation.checkpoint import Checkpoints
 from examples.translation.checkpoint import TrainingState
 from examples.translation.checkpoint import write_atomically
 from examples.translation.devices import choose_devices
-from examples.translation.devices import host_has_xla
 from examples.translation.errors import UserError
 from examples.translation.evaluate import evaluate_splits
 from examples.translation.evaluate import read_pairs
@@ -129,10 +128,8 @@ class Job:
                     ),
                     callbacks.TokenCount(name="tokens"),
                 ],
-                # Under a strategy Keras must not ask for XLA.
-                jit_compile=devices.strategy is None
-                and host_has_xla()
-                and config.jit_compile != "off",
+                jit_compile=config.jit_compile != "off"
+                and devices.takes_jit_compile,
                 steps_per_execution=config.steps_per_execution,
             )
             # compile wraps it for float16; the state is that of the wrapper.
@@ -321,9 +318,7 @@ def _round_up(number, multiple_of):
 def check_devices(config, devices):
     """Raises `UserError` for what Keras cannot do on several devices."""
     unable = []
-    if config.jit_compile == "on" and not (
-        devices.strategy is None and host_has_xla()
-    ):
+    if config.jit_compile == "on" and not devices.takes_jit_compile:
         # TPUStrategy compiles without being asked.
         unable.append("--jit_compile on")
     if (
