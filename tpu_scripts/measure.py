@@ -17,12 +17,12 @@ from examples.translation.losses import SmoothedCrossEntropy
 from examples.translation.losses import masked_accuracy
 from examples.translation.model import build_model
 from examples.translation.optimizers import build_optimizer
+from examples.translation.tokenizer import padded_vocabulary
 from tpu_scripts import tpu_compiler
 from tpu_scripts import train_step
 from tpu_scripts.decoder import Decoder
 from tpu_scripts.measurement import Measurement
 
-VOCABULARY_MULTIPLE = 128  # as the example's tokenizer pads it
 # The translation model's come from the example, with its schedules.
 DECODER_OPTIMIZERS = {
     "adafactor": keras_adafactor.Adafactor,
@@ -95,7 +95,7 @@ def _usable_hbm(topology):
 
 def _translation(request, optimizer, policy):
     config = request.translation_config(optimizer)
-    vocabulary = _padded(config.vocab_size)
+    vocabulary = padded_vocabulary(config.vocab_size)
     tokens = jax.ShapeDtypeStruct(
         (request.global_batch, config.max_length), "int32"
     )
@@ -121,7 +121,7 @@ def _translation(request, optimizer, policy):
 
 
 def _decoder(request, optimizer, policy):
-    vocabulary = _padded(request.vocab_size)
+    vocabulary = padded_vocabulary(request.vocab_size)
     tokens = jax.ShapeDtypeStruct(
         (request.global_batch, request.length), "int32"
     )
@@ -190,7 +190,7 @@ def _decoder_parallel(request, devices):
     shape = request.mesh_shape(len(devices))
     mesh = keras.distribution.DeviceMesh(shape, ["data", "model"], devices)
     sizes = request.sizes()
-    sizes["vocab"] = _padded(sizes["vocab"])
+    sizes["vocab"] = padded_vocabulary(sizes["vocab"])
 
     def split(**along):
         """Mesh axis of every axis of a weight, from its size's name."""
@@ -230,7 +230,3 @@ def _shard_bytes(variable):
         layout = distribution.get_variable_layout(variable)
         shape = layout.backend_layout.shard_shape(shape)
     return tpu_compiler.Argument(shape, str(variable.dtype), 0).unpadded_bytes
-
-
-def _padded(vocabulary):
-    return -(-vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -39,6 +39,11 @@ _SETTINGS = {
 _VOCAB_MULTIPLE = 128
 
 
+def padded_vocabulary(pieces):
+    """The number of pieces, rounded up to a multiple of 128."""
+    return -(-pieces // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+
 class Tokenizer:
     """Text to piece ids and back, without loss.
 
@@ -80,9 +85,7 @@ class Tokenizer:
                 f"{expected}. Received: {received}"
             )
         self.piece_count = self._processor.get_piece_size()
-        self.vocab_size = -(-self.piece_count // _VOCAB_MULTIPLE) * (
-            _VOCAB_MULTIPLE
-        )
+        self.vocab_size = padded_vocabulary(self.piece_count)
         self.fingerprint = hashlib.sha256(self._model).hexdigest()[:16]
 
     def encode(self, sentences: Sequence[str]) -> list[np.ndarray]:
