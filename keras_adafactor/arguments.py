@@ -1,7 +1,19 @@
-"""Checks of constructor arguments, with Keras' form of message."""
+"""Constructor arguments: checked, with Keras' form of message, and saved.
 
+A check returns the value as it is kept: numbers as Python's own, so that a
+configuration is JSON.
+"""
+
+import difflib
+import inspect
+import numbers
 import re
 from typing import TypedDict
+
+import keras
+import numpy as np
+
+from keras_adafactor.functional.axis_groups import AxisGroups
 
 
 def check(condition, name, requirement, value):
@@ -34,16 +46,19 @@ def check_number(name, value, above=None, at_least=None, below=None,
         above, at_least, below, at_most: Bounds, exclusive and inclusive.
         optional: Whether `None` is allowed.
 
+    Returns:
+        Float, or the int that was given; or `None`.
+
     Raises:
         ValueError: If `value` is not a real number in the range.
     """
     if optional and value is None:
-        return
+        return None
     bounds = {">": above, ">=": at_least, "<": below, "<=": at_most}
     bounds = [f"{sign} {b}" for sign, b in bounds.items() if b is not None]
     requirement = f"a number {' and '.join(bounds)}" + " or None" * optional
     valid = (
-        isinstance(value, int | float)
+        isinstance(value, numbers.Real)
         and not isinstance(value, bool)
         and (above is None or value > above)
         and (at_least is None or value >= at_least)
@@ -53,32 +68,41 @@ def check_number(name, value, above=None, at_least=None, below=None,
         and value == value
     )
     check(valid, name, requirement, value)
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def check_decay(name, value, optional=False):
+    """Checks the decay of an average, a number between 0 and 1."""
+    return check_number(name, value, above=0.0, below=1.0, optional=optional)
 
 
 def check_integer(name, value, at_least, optional=False):
-    """Checks an integer argument against its lower bound."""
+    """Checks an integer argument against its lower bound, and returns it."""
     if optional and value is None:
-        return
+        return None
     valid = (
-        isinstance(value, int)
+        isinstance(value, numbers.Integral)
         and not isinstance(value, bool)
         and value >= at_least
     )
     requirement = f"an integer >= {at_least}" + " or None" * optional
     check(valid, name, requirement, value)
+    return int(value)
 
 
 def check_boolean(name, value):
-    """Checks that an argument is `True` or `False`."""
-    check(isinstance(value, bool), name, "a boolean", value)
+    """Checks that an argument is `True` or `False`, and returns it."""
+    check(isinstance(value, bool | np.bool_), name, "a boolean", value)
+    return bool(value)
 
 
 def check_choice(name, value, choices):
-    """Checks that an argument is one of a few values."""
+    """Checks that an argument is one of a few values, and returns it."""
     valid = any(value is c or (value == c and type(value) is type(c))
                 for c in choices)  # fmt: skip
     allowed = ", ".join(repr(choice) for choice in choices)
     check(valid, name, f"one of {allowed}", value)
+    return value
 
 
 def check_patterns(name, value):
@@ -122,41 +146,99 @@ class OptimizerKeywords(TypedDict, total=False):
     name: str | None
     stochastic_rounding: bool
     skip_nonfinite: str | None
+    fallback: str | list | dict | None
+
+
+def check_recognized(keywords, cls):
+    """Checks that every keyword is one of `OptimizerKeywords`.
+
+    Args:
+        keywords: Dict, what the constructor's own arguments have left over.
+        cls: The class of the optimizer.
+
+    Raises:
+        ValueError: If one is not; names the argument that may be meant.
+    """
+    known = OptimizerKeywords.__annotations__
+    unknown = {k: v for k, v in keywords.items() if k not in known}
+    if not unknown:
+        return
+    arguments = [*inspect.signature(cls).parameters, *known]
+    meant = {
+        name: difflib.get_close_matches(name, arguments, n=2)
+        for name in unknown
+    }
+    hints = [
+        f" For `{name}`, did you mean {' or '.join(map('`{}`'.format, found))}?"
+        for name, found in meant.items()
+        if found
+    ]
+    raise ValueError(
+        f"Argument(s) not recognized by {cls.__name__}: {unknown}."
+        + "".join(hints)
+    )
 
 
 def check_keywords(keywords):
-    """Checks those of `OptimizerKeywords` that are Keras'."""
-    check_number(
-        "weight_decay",
-        keywords.get("weight_decay"),
-        at_least=0.0,
-        optional=True,
+    """Checks those of `OptimizerKeywords` that are Keras'.
+
+    Returns:
+        Dict, the keywords as they are kept.
+    """
+    ranges = {
+        "weight_decay": {"at_least": 0.0, "optional": True},
+        "ema_momentum": {"at_least": 0.0, "at_most": 1.0},
+        "clipnorm": {"above": 0.0, "optional": True},
+        "clipvalue": {"above": 0.0, "optional": True},
+        "global_clipnorm": {"above": 0.0, "optional": True},
+        "loss_scale_factor": {"above": 0.0, "optional": True},
+    }
+    least = {"gradient_accumulation_steps": 2, "ema_overwrite_frequency": 1}
+    checked = {}
+    for name, value in keywords.items():
+        if name in ranges:
+            value = check_number(name, value, **ranges[name])
+        elif name in least:
+            value = check_integer(name, value, least[name], optional=True)
+        elif name == "use_ema":
+            value = check_boolean(name, value)
+        elif name == "name":
+            valid = value is None or isinstance(value, str)
+            check(valid, name, "a string", value)
+        checked[name] = value
+    frequency = checked.get("ema_overwrite_frequency")
+    check(
+        frequency is None or checked.get("use_ema", False),
+        "ema_overwrite_frequency",
+        "None unless `use_ema` is True",
+        frequency,
     )
-    check_number(
-        "ema_momentum",
-        keywords.get("ema_momentum", 0.0),
-        at_least=0.0,
-        at_most=1.0,
-    )
-    for name in (
-        "clipnorm",
-        "clipvalue",
-        "global_clipnorm",
-        "loss_scale_factor",
-    ):
-        check_number(name, keywords.get(name), above=0.0, optional=True)
-    for name, least in (
-        ("gradient_accumulation_steps", 2),
-        ("ema_overwrite_frequency", 1),
-    ):
-        check_integer(name, keywords.get(name), least, optional=True)
-    check_boolean("use_ema", keywords.get("use_ema", False))
-    if keywords.get("ema_overwrite_frequency") is not None:
-        check(
-            keywords.get("use_ema", False),
-            "ema_overwrite_frequency",
-            "None unless `use_ema` is True",
-            keywords["ema_overwrite_frequency"],
-        )
-    name = keywords.get("name")
-    check(name is None or isinstance(name, str), "name", "a string", name)
+    return checked
+
+
+def serialize(value):
+    """The value of an argument as JSON data; see `deserialize`."""
+    if isinstance(value, AxisGroups):
+        return {name: list(axes) for name, axes in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: serialize(each) for key, each in value.items()}
+    if value is None or isinstance(value, str | bool | int | float | list):
+        return value
+    return keras.saving.serialize_keras_object(value)
+
+
+def deserialize(data, custom_objects=None):
+    """The inverse of `serialize`.
+
+    Callables and rules must be registered with
+    `keras.saving.register_keras_serializable`.
+    """
+    if not isinstance(data, dict):
+        return data
+    if data.keys() == set(AxisGroups._fields):
+        return AxisGroups(**{name: tuple(axes) for name, axes in data.items()})
+    if "class_name" in data:
+        return keras.saving.deserialize_keras_object(data, custom_objects)
+    return {
+        key: deserialize(each, custom_objects) for key, each in data.items()
+    }

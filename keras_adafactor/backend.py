@@ -2,12 +2,25 @@
 
 The only file of the library that looks at the backend. TensorFlow's replicas
 are separate variables that a strategy updates, and its embeddings have sparse
-gradients; JAX and PyTorch have neither. Layouts are `keras.distribution`'s.
+gradients, as Keras' sparse layers have on JAX. Layouts are
+`keras.distribution`'s.
 """
 
 import contextlib
 
 import keras
+
+if keras.backend.backend() == "jax":
+    from jax.experimental.sparse import JAXSparse
+
+    def _is_sparse(gradient):
+        return isinstance(gradient, JAXSparse)
+
+else:
+
+    def _is_sparse(gradient):
+        return False
+
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -21,6 +34,10 @@ if keras.backend.backend() == "tensorflow":
     def ensure_shape(gradient, shape):
         """The gradient, if it has the shape, which is static from here on."""
         return tf.ensure_shape(gradient, shape)
+
+    def has_static_shape(gradient):
+        """Whether every size of a tensor is known while it is traced."""
+        return gradient.shape.is_fully_defined()
 
     def select(condition, if_true, if_false):
         """One of two tensors of one shape, by a boolean scalar.
@@ -85,15 +102,14 @@ if keras.backend.backend() == "tensorflow":
 else:
 
     def densify(gradient):
-        return gradient
+        # `BCOO` of JAX.
+        return gradient.todense() if _is_sparse(gradient) else gradient
 
     def ensure_shape(gradient, shape):
-        if tuple(gradient.shape) != shape:
-            raise ValueError(
-                f"A gradient of shape {tuple(gradient.shape)} was given for a "
-                f"variable of shape {shape}."
-            )
         return gradient
+
+    def has_static_shape(gradient):
+        return True
 
     def select(condition, if_true, if_false):
         return keras.ops.where(condition, if_true, if_false)
@@ -115,13 +131,14 @@ else:
         return contextlib.nullcontext()
 
 
-def derive_layout(variable, axes):
+def derive_layout(variable, array):
     """The layout of a slot, from the layout of its variable.
 
     Args:
         variable: `keras.Variable` that the slot belongs to.
-        axes: For every axis of the slot, the axis of the variable that it
-            runs along, or `None` where it is not sharded.
+        array: `Array`: for every axis of the slot its size, and the axis of
+            the variable that it runs along, or `None` where it is not sharded.
+            An axis that the devices do not divide is not sharded either.
 
     Returns:
         `keras.distribution.TensorLayout`, or `None` outside a distribution.
@@ -130,14 +147,21 @@ def derive_layout(variable, axes):
     """
     layout = getattr(variable, "_layout", None)
     if isinstance(layout, keras.distribution.TensorLayout):
+        mesh = layout.device_mesh
+        devices = dict(zip(mesh.axis_names, mesh.shape, strict=True))
         # A layout may name fewer axes than the variable has.
         sharded = dict(enumerate(layout.axes))
+        names = (sharded.get(axis) for axis in array.axes)
         return keras.distribution.TensorLayout(
-            [sharded.get(axis) for axis in axes], layout.device_mesh
+            [
+                name if name and size % devices[name] == 0 else None
+                for name, size in zip(names, array.shape, strict=True)
+            ],
+            mesh,
         )
     distribution = keras.distribution.distribution()
     if distribution is None:
         return None
     return keras.distribution.TensorLayout(
-        [None] * len(axes), distribution.device_mesh
+        [None] * len(array.axes), distribution.device_mesh
     )

@@ -1,39 +1,149 @@
-"""State on disk fits the optimizer exactly, or is an error."""
+"""The state of an optimizer on disk: it fits exactly, or is an error.
+
+A key is what an array is and the position of its variable, but not whose it
+is: layers are named anew in every process. State that is loaded before there
+are slots waits for `build`.
+"""
+
+import re
+import warnings
+
+import numpy as np
+
+from keras_adafactor import backend
 
 MAX_DIFFERENCES_SHOWN = 8
 
 
-def check_fits(optimizer, saved, expected):
+def key_of(position, name):
+    """Key of a slot of the variable at a position."""
+    return f"{position}_{name}"
+
+
+def stored(optimizer):
+    """Key -> variable, of everything that is saved."""
+    slots = {
+        key_of(kept.plan.key, name): slot
+        for kept in optimizer._kept
+        for name, slot in kept.slots.items()
+    }
+    owned = {id(slot) for slot in slots.values()}
+    others = {v.name: v for v in optimizer.variables if id(v) not in owned}
+    return others | slots
+
+
+def save(optimizer, store):
+    """Writes the state to `store`, a mapping from key to array."""
+    # Before it is built it has no state but what was loaded.
+    if not optimizer.built and not optimizer._waiting:
+        return
+    now = {key: v.numpy() for key, v in stored(optimizer).items()}
+    for key, value in (optimizer._waiting | now).items():
+        store[key] = value
+
+
+def load(optimizer, store):
+    """Reads the state from `store`; all of it, or nothing.
+
+    Raises:
+        ValueError: If it does not fit the optimizer.
+    """
+    saved = {key: np.asarray(store[key]) for key in store.keys()}
+    if not saved:
+        warnings.warn(
+            f"Optimizer '{optimizer.name}' keeps the state it has: the file "
+            "holds no optimizer state.",
+            stacklevel=3,
+        )
+        return
+    expected = stored(optimizer)
+    shapes = {key: tuple(v.shape) for key, v in expected.items()}
+    if not optimizer.built:
+        # Of the slots only `build` knows what they are.
+        shapes |= {
+            key: array.shape
+            for key, array in saved.items()
+            if re.match(r"\d+_|skipped_updates", key)
+        }
+    paths = {key: v.path for key, v in expected.items()}
+    _check_fits(optimizer, saved, shapes, paths)
+    if not optimizer.built:
+        optimizer._waiting = saved
+    for key, variable in expected.items():
+        variable.assign(saved[key])
+
+
+def check_waiting(optimizer, arrays):
+    """Checks that what was loaded fits the slots that are to be made.
+
+    Args:
+        optimizer: The optimizer, not yet built.
+        arrays: List of dicts from slot name to `Array`, one a variable.
+
+    Raises:
+        ValueError: If it does not. What was loaded goes on waiting.
+    """
+    if not optimizer._waiting:
+        return
+    shapes = {key: tuple(v.shape) for key, v in stored(optimizer).items()}
+    if optimizer.skip_nonfinite:
+        shapes["skipped_updates"] = ()
+    shapes |= {
+        key_of(position, name): array.shape
+        for position, slots in enumerate(arrays)
+        for name, array in slots.items()
+    }
+    _check_fits(optimizer, optimizer._waiting, shapes, {})
+
+
+def load_waiting(optimizer, made_before):
+    """Gives what was loaded to the slots that were made since.
+
+    Args:
+        optimizer: The optimizer, just built.
+        made_before: Container of keys that have their value already.
+    """
+    waiting, optimizer._waiting = optimizer._waiting, {}
+    if waiting:
+        with backend.outside_graph():
+            for key, variable in stored(optimizer).items():
+                if key not in made_before:
+                    variable.assign(waiting[key])
+
+
+def _check_fits(optimizer, saved, shapes, paths):
     """Checks, before anything is loaded, that a file fits an optimizer.
 
     Args:
         optimizer: The optimizer.
         saved: Dict from key to array, what is in the file.
-        expected: Dict from key to variable, what the optimizer has.
+        shapes: Dict from key to shape, what the optimizer has.
+        paths: Dict from key to the path of a variable, where there is one.
 
     Raises:
         ValueError: If a key or a shape differs. Names both sides.
     """
-    saved = {key: tuple(value.shape) for key, value in saved.items()}
-    shapes = {key: tuple(v.shape) for key, v in expected.items()}
+    found = {key: tuple(array.shape) for key, array in saved.items()}
     differing = [
         key
-        for key in dict.fromkeys([*shapes, *saved])
-        if saved.get(key) != shapes.get(key)
+        for key in dict.fromkeys([*shapes, *found])
+        if found.get(key) != shapes.get(key)
     ]
     if not differing:
         return
     lines = [
-        f"  {key}: in the file {saved.get(key, 'absent')}, in the optimizer "
+        f"  {key}: in the file {found.get(key, 'absent')}, in the optimizer "
         f"{shapes.get(key, 'absent')}"
-        + (f" ({expected[key].path})" if key in expected else "")
+        + (f" ({paths[key]})" if key in paths else "")
         for key in differing[:MAX_DIFFERENCES_SHOWN]
     ]
     if len(differing) > len(lines):
         lines.append(f"  and {len(differing) - len(lines)} more")
     raise ValueError(
         f"The state in the file does not fit optimizer '{optimizer.name}' "
-        f"({type(optimizer).__name__}): {len(saved)} variables in the file, "
+        f"({type(optimizer).__name__}): {len(found)} variables in the file, "
         f"{len(shapes)} in the optimizer. To load the weights of the model "
-        "alone, pass `skip_mismatch=True`.\n" + "\n".join(lines)
+        "alone, compile it again, call `model.optimizer.build("
+        "model.trainable_variables)` and pass `skip_mismatch=True`.\n"
+        + "\n".join(lines)
     )

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_adafactor.storage import stored_parts
-from keras_adafactor.update_rule import UpdateRuleOptimizer
-from keras_adafactor.update_rule import path_of
+from keras_adafactor.optimizer import UpdateRuleOptimizer
 
 ADAM_BYTES_PER_PARAMETER = 8  # two float32 averages
 
@@ -19,26 +17,20 @@ class VariableState:
     Attributes:
         path: String, the variable's path.
         shape: Tuple of ints, the variable's shape.
+        rule: String, the name of the update rule that it takes.
         slots: Dict from slot name to `(shape, dtype)`.
         state_bytes: Int, the bytes of all its slots.
     """
 
     path: str
     shape: tuple[int, ...]
+    rule: str
     slots: dict[str, tuple[tuple[int, ...], str]]
     state_bytes: int
 
     @property
     def parameters(self):
         return math.prod(self.shape)
-
-    @property
-    def factored(self):
-        """How the second moment is kept: `"1024 x 1024"` or `"no"`."""
-        if "v_row" not in self.slots:
-            return "no"
-        sides = (self.slots["v_row"][0], self.slots["v_col"][0])
-        return " x ".join(str(math.prod(side)) for side in sides)
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class StateReport:
                 {
                     "path": row.path,
                     "shape": list(row.shape),
-                    "factored": row.factored,
+                    "rule": row.rule,
                     "slots": {
                         name: {"shape": list(shape), "dtype": dtype}
                         for name, (shape, dtype) in row.slots.items()
@@ -94,12 +86,12 @@ class StateReport:
         }
 
     def __str__(self):
-        header = ("variable", "shape", "factored", "slots", "bytes")
+        header = ("variable", "shape", "rule", "slots", "bytes")
         table = [header] + [
             (
                 row.path,
                 _dimensions(row.shape),
-                row.factored,
+                row.rule,
                 ", ".join(
                     f"{name} {_dimensions(shape)}"
                     + (f" {dtype}" if dtype != "float32" else "")
@@ -183,13 +175,14 @@ def state_report(optimizer_or_model, variables=None):
 
 
 def _state_of(optimizer, variable):
-    path, shape = path_of(variable), tuple(variable.shape)
-    parts = stored_parts(optimizer.state_spec(shape, path))
+    plan = optimizer.plan_for(variable)
+    arrays = plan.arrays()
     return VariableState(
-        path=path,
-        shape=shape,
-        slots={name: (p.shape, p.dtype) for name, p in parts.items()},
-        state_bytes=sum(part.state_bytes for part in parts.values()),
+        path=plan.path,
+        shape=tuple(variable.shape),
+        rule=type(plan.rule).__name__,
+        slots={name: (a.shape, a.dtype) for name, a in arrays.items()},
+        state_bytes=sum(array.nbytes for array in arrays.values()),
     )
 
 

@@ -3,19 +3,24 @@
 A rule computes in float32. What it keeps may be stored in less: bfloat16 and
 float16 are rounded stochastically, int8 is quantised in blocks, both without
 bias, so that an average moves even where one step is smaller than half a unit
-in the last place.
+in the last place. Signs are packed, eight to a byte.
 """
 
 import math
 from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from keras import ops
 
+from keras_adafactor.functional import bits
 from keras_adafactor.functional import quantization
-from keras_adafactor.functional import rounding
+from keras_adafactor.functional.noise import uniform_noise
+from keras_adafactor.functional.rounding import stochastic_round
 
 LOW_PRECISION = ("bfloat16", "float16")
+# Below it the scales are not worth their trouble.
+MIN_SIZE_TO_QUANTIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -26,56 +31,56 @@ class StateSpec:
         shape: Tuple of ints.
         axes: For every axis of the entry, the axis of the variable that it
             runs along, or `None`. The entry's layout follows from it.
-        dtype: How it is stored. The rule sees floating entries, and int8
-            ones, as floats of its own precision; other integers as they are.
+        storage: How it is stored: a dtype; `"int8_blocks"`, 8-bit codes with
+            a scale for each block; `"sign_bits"`, one bit an element, where
+            the rule sees -1 for what is not positive and 1; or
+            `"ternary_bits"`, two bits, where it sees -1, 0 and 1. Whatever the
+            storage, the rule sees floating entries as floats of its own
+            precision; entries of an integer dtype as they are.
         initializer: Keras initializer.
+        sees_gradient: Whether NaN or infinity anywhere in the gradient, or in
+            its square, makes this entry non-finite. The guard then asks the
+            entry, which costs no pass over the gradient.
+        refreshed: Whether `refresh` may change it.
     """
 
     shape: tuple[int, ...]
     axes: tuple[int | None, ...]
-    dtype: str = "float32"
+    storage: str = "float32"
     initializer: str = "zeros"
+    sees_gradient: bool = False
+    refreshed: bool = False
 
     @classmethod
-    def like(cls, shape, dtype="float32"):
+    def like(cls, shape, storage="float32", **attributes):
         """An entry of the variable's own shape."""
-        return cls(shape, tuple(range(len(shape))), dtype)
+        return cls(shape, tuple(range(len(shape))), storage, **attributes)
 
     @classmethod
-    def along(cls, shape, axes, dtype="float32"):
+    def along(cls, shape, axes, storage="float32", **attributes):
         """An entry that keeps the given axes of the variable."""
-        return cls(tuple(shape[axis] for axis in axes), tuple(axes), dtype)
+        kept = tuple(shape[axis] for axis in axes)
+        return cls(kept, tuple(axes), storage, **attributes)
 
     @property
-    def state_bytes(self):
-        """Bytes of one stored array of this shape and dtype."""
-        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype
-        return math.prod(self.shape) * np.dtype(dtype).itemsize
+    def kind(self):
+        return KINDS.get(self.storage, Plain)
 
-    def parts(self):
-        """The arrays that are stored: suffix of the slot's name -> spec."""
-        if self.dtype != "int8":
-            return {"": self}
-        blocks = quantization.block_shape(self.shape)
-        unblocked = (
-            axis if block == 1 else None
-            for axis, block in zip(self.axes, blocks, strict=True)
-        )
-        scales = StateSpec(
-            quantization.scale_shape(self.shape), tuple(unblocked)
-        )
-        return {"": self, "_scale": scales}
+    def arrays(self):
+        """The arrays that are stored: suffix of the slot's name -> `Array`."""
+        return self.kind.arrays(self)
 
-    def decode(self, parts, dtype):
-        """What the rule sees, from the stored arrays."""
-        if self.dtype == "int8":
-            return ops.cast(quantization.dequantize(*parts), dtype)
-        if "float" in self.dtype:
-            return ops.cast(parts[0], dtype)
-        return ops.convert_to_tensor(parts[0])
+    def decode(self, arrays, dtype):
+        """What the rule sees.
+
+        Args:
+            arrays: List of the stored tensors, in the order of `arrays()`.
+            dtype: String, the precision of the rule.
+        """
+        return self.kind.decode(self, arrays, dtype)
 
     def encode(self, value, t, key):
-        """The arrays to store, from what the rule returned.
+        """The tensors to store, from what the rule returned.
 
         Args:
             value: Tensor of the entry's shape.
@@ -83,21 +88,143 @@ class StateSpec:
             key: Int, different for every entry of every variable.
 
         Returns:
-            List of tensors, one for every part.
+            List of tensors, in the order of `arrays()`.
         """
-        if self.dtype == "int8":
-            value = ops.cast(value, "float32")
-            noise = rounding.uniform_noise(self.shape, t, key)
-            return list(quantization.quantize(value, noise))
-        return [round_to(value, self.dtype, t, key)]
+        return self.kind.encode(self, value, t, key)
 
 
-def stored_parts(specs):
-    """Slot name -> `StateSpec` of every array stored for one variable."""
+@dataclass(frozen=True)
+class Array:
+    """One array of a `StateSpec`, as it is stored."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int | None, ...]
+    dtype: str
+    initializer: str = "zeros"
+
+    @property
+    def nbytes(self):
+        dtype = "uint16" if self.dtype == "bfloat16" else self.dtype
+        return math.prod(self.shape) * np.dtype(dtype).itemsize
+
+
+class Plain:
+    """One array of the entry's shape and of a dtype."""
+
+    @staticmethod
+    def arrays(spec):
+        return {
+            "": Array(spec.shape, spec.axes, spec.storage, spec.initializer)
+        }
+
+    @staticmethod
+    def decode(spec, arrays, dtype):
+        (array,) = arrays
+        if "float" in spec.storage:
+            return ops.cast(array, dtype)
+        return ops.convert_to_tensor(array)
+
+    @staticmethod
+    def encode(spec, value, t, key):
+        return [round_to(value, spec.storage, t, key)]
+
+
+class Int8Blocks:
+    """Codes of the entry's shape, and a float32 scale for each block."""
+
+    @staticmethod
+    def arrays(spec):
+        blocks = quantization.block_shape(spec.shape)
+        unblocked = (
+            axis if block == 1 else None
+            for axis, block in zip(spec.axes, blocks, strict=True)
+        )
+        scales = quantization.scale_shape(spec.shape)
+        return {
+            "": Array(spec.shape, spec.axes, "int8"),
+            "_scale": Array(scales, tuple(unblocked), "float32"),
+        }
+
+    @staticmethod
+    def decode(spec, arrays, dtype):
+        return ops.cast(quantization.dequantize(*arrays), dtype)
+
+    @staticmethod
+    def encode(spec, value, t, key):
+        noise = uniform_noise(spec.shape, t, key)
+        return list(quantization.quantize(ops.cast(value, "float32"), noise))
+
+
+class SignBits:
+    """One bit an element: whether it is positive."""
+
+    @staticmethod
+    def arrays(spec):
+        axes = spec.axes or (None,)
+        return {"": Array(bits.packed_shape(spec.shape), axes, "uint8")}
+
+    @staticmethod
+    def decode(spec, arrays, dtype):
+        positive = bits.unpack_bits(arrays[0], spec.shape)
+        return 2.0 * ops.cast(positive, dtype) - 1.0
+
+    @staticmethod
+    def encode(spec, value, t, key):
+        return [bits.pack_bits(value > 0)]
+
+
+class TernaryBits:
+    """Two bits an element: whether it is positive, and whether negative."""
+
+    @staticmethod
+    def arrays(spec):
+        (plane,) = SignBits.arrays(spec).values()
+        return {"_positive": plane, "_negative": plane}
+
+    @staticmethod
+    def decode(spec, arrays, dtype):
+        positive, negative = (
+            ops.cast(bits.unpack_bits(plane, spec.shape), dtype)
+            for plane in arrays
+        )
+        return positive - negative
+
+    @staticmethod
+    def encode(spec, value, t, key):
+        return [bits.pack_bits(value > 0), bits.pack_bits(value < 0)]
+
+
+KINDS = {
+    "int8_blocks": Int8Blocks,
+    "sign_bits": SignBits,
+    "ternary_bits": TernaryBits,
+}
+
+MOMENTUM_DTYPES = ("float32", "bfloat16", "int8")
+
+
+def momentum_spec(shape, dtype, **attributes):
+    """An average of the variable's shape, in one of `MOMENTUM_DTYPES`.
+
+    Fewer than 4,096 elements stay float32 where int8 is asked for.
+    """
+    return in_dtype(StateSpec.like(shape, **attributes), dtype)
+
+
+def in_dtype(spec, dtype):
+    """`spec`, stored in one of `MOMENTUM_DTYPES`."""
+    if dtype == "int8":
+        small = math.prod(spec.shape) < MIN_SIZE_TO_QUANTIZE
+        return replace(spec, storage="float32" if small else "int8_blocks")
+    return replace(spec, storage=dtype)
+
+
+def stored_arrays(specs):
+    """Slot name -> `Array`, of everything stored for one variable."""
     return {
-        name + suffix: part
+        name + suffix: array
         for name, spec in specs.items()
-        for suffix, part in spec.parts().items()
+        for suffix, array in spec.arrays().items()
     }
 
 
@@ -105,5 +232,5 @@ def round_to(value, dtype, t, key):
     """Casts to `dtype`, stochastically where it is of low precision."""
     if dtype not in LOW_PRECISION:
         return ops.cast(value, dtype)
-    noise = rounding.uniform_noise(value.shape, t, key)
-    return rounding.stochastic_round(ops.cast(value, "float32"), dtype, noise)
+    noise = uniform_noise(value.shape, t, key)
+    return stochastic_round(ops.cast(value, "float32"), dtype, noise)

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_adafactor import Step
+
 BACKEND = keras.backend.backend()
 # PyTorch has no compiled step in Keras.
 MODES = {
@@ -83,3 +85,14 @@ def values(variables):
         )
         for v in variables
     ]
+
+
+def step_at(t, learning_rate, path="w"):
+    """The `Step` of a rule that is called by hand."""
+    return Step(
+        count=ops.convert_to_tensor(t - 1, dtype="int32"),
+        t=ops.convert_to_tensor(float(t)),
+        lr=ops.convert_to_tensor(float(learning_rate)),
+        path=path,
+        iteration=ops.convert_to_tensor(t - 1, dtype="int32"),
+    )

@@ -1,5 +1,6 @@
 """Every wrong argument is an error at construction, in Keras' form."""
 
+import json
 import re
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 from keras import ops
 
 from keras_adafactor import Adafactor
+from keras_adafactor import AdamWRule
 from keras_adafactor import AxisGroups
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -65,6 +67,7 @@ WRONG = {
     "loss_scale_factor": (*NOT_NUMBERS, 0.0, 0, -1.0),
     "gradient_accumulation_steps": (*NOT_INTEGERS, 0, 1, -2),
     "name": (3, True, ["adafactor"]),
+    "fallback": (*NOT_PATTERNS[:6], {"bias": "adamw"}, {"(": AdamWRule()}),
 }  # fmt: skip
 
 
@@ -243,11 +246,11 @@ def test_value_at_the_edge_is_allowed_and_works(arguments):
     ],
     ids=repr,
 )
-def test_numbers_of_numpy_are_refused_by_name(name, value):
-    # As Keras refuses them for the learning rate. float64 is Python's float.
-    kind = re.escape(repr(value))
-    with pytest.raises(ValueError, match=f"Received: {name}={kind}"):
-        Adafactor(**{name: value})
+def test_numbers_of_numpy_are_taken_as_pythons(name, value):
+    config = Adafactor(**{name: value}).get_config()
+    assert type(config[name]) is type(value.item())
+    assert config[name] == pytest.approx(value.item())
+    json.dumps(config)
 
 
 def test_every_argument_is_in_the_table():

@@ -10,8 +10,6 @@ import math
 import re
 from typing import NamedTuple
 
-import keras
-
 
 class AxisGroups(NamedTuple):
     """Which axes of a tensor are its rows, its columns and its batch.
@@ -83,6 +81,23 @@ REQUIREMENT = (
     "'auto', 'last_two', an `AxisGroups`, a callable of (shape, path) that "
     "returns one of these, or a dict from regular expression to one of these"
 )
+
+
+def check_choice(choice):
+    """Checks that `choice` is of a form that `resolve` understands.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not is_choice(choice):
+        raise ValueError(
+            f"Argument `axis_groups` must be {REQUIREMENT}. Received: "
+            f"axis_groups={choice!r}"
+        )
+    return choice
 
 
 def is_choice(choice):
@@ -159,32 +174,3 @@ def _fitted(groups, shape, path):
     return AxisGroups(
         *(tuple(sorted(axis % ndim for axis in group)) for group in groups)
     )
-
-
-def serialize(choice):
-    """A choice of axis groups as JSON data; see `deserialize`."""
-    if isinstance(choice, AxisGroups):
-        return {name: list(axes) for name, axes in choice._asdict().items()}
-    if isinstance(choice, dict):
-        return {regex: serialize(groups) for regex, groups in choice.items()}
-    if callable(choice):
-        return keras.saving.serialize_keras_object(choice)
-    return choice
-
-
-def deserialize(data, custom_objects=None):
-    """The inverse of `serialize`.
-
-    Callables must be registered with
-    `keras.saving.register_keras_serializable`.
-    """
-    if not isinstance(data, dict):
-        return data
-    if data.keys() == set(AxisGroups._fields):
-        return AxisGroups(**{name: tuple(axes) for name, axes in data.items()})
-    if "class_name" in data:
-        return keras.saving.deserialize_keras_object(data, custom_objects)
-    return {
-        regex: deserialize(groups, custom_objects)
-        for regex, groups in data.items()
-    }

@@ -83,7 +83,8 @@ def precondition_by_factors(g, row, col, groups):
 
     Written so that nothing overflows or underflows for any finite positive
     statistics: every factor is the root of one statistic, and a gradient of 0
-    gives 0 even where its row has never seen anything but 0.
+    gives 0 even where its row has never seen anything but 0. `g / sqrt(row)`
+    is bounded by the row; what a quiet column makes of it, by 1e24.
 
     Args:
         g: Tensor, the gradient.
@@ -97,4 +98,5 @@ def precondition_by_factors(g, row, col, groups):
     row = ops.expand_dims(row, groups.cols)
     col = ops.expand_dims(col, groups.rows)
     mean_row = ops.mean(row, axis=groups.rows, keepdims=True)
-    return g * ops.rsqrt(row) * (ops.sqrt(mean_row) * ops.rsqrt(col))
+    scale_col = ops.minimum(ops.sqrt(mean_row) * ops.rsqrt(col), 1e24)
+    return g * ops.rsqrt(row) * scale_col

@@ -1,67 +1,9 @@
-"""Unbiased rounding to low precision, from noise that needs no state.
-
-The noise is a hash of (element index, step, key). It is therefore the same on
-every replica, shard and backend, survives a restart, and costs no memory.
-"""
-
-import math
+"""Unbiased rounding to low precision."""
 
 from keras import ops
 
 # Explicit mantissa bits, and the exponent of the smallest normal number.
 _FORMATS = {"bfloat16": (7, -126), "float16": (10, -14)}
-
-
-def _int32(bits):
-    return bits - (1 << 32) if bits >= 1 << 31 else bits
-
-
-# The finalizer of MurmurHash3 and Knuth's multiplicative constant, as int32
-# because PyTorch has no arithmetic on uint32. Products wrap around.
-_MULTIPLIER_1 = _int32(0x85EBCA6B)
-_MULTIPLIER_2 = _int32(0xC2B2AE35)
-_GOLDEN_RATIO = _int32(0x9E3779B1)
-
-
-def _shift_right(bits, count):
-    # `right_shift` of a negative int32 fills with ones: mask them.
-    return ops.bitwise_and(ops.right_shift(bits, count), (1 << 32 - count) - 1)
-
-
-def _mix(bits):
-    bits = ops.bitwise_xor(bits, _shift_right(bits, 16)) * _MULTIPLIER_1
-    bits = ops.bitwise_xor(bits, _shift_right(bits, 13)) * _MULTIPLIER_2
-    return ops.bitwise_xor(bits, _shift_right(bits, 16))
-
-
-def _element_index(shape):
-    # A sum of one arange an axis, not a reshaped one: it stays elementwise,
-    # so that a shard makes its own part of it.
-    index = ops.zeros((1,) * len(shape), dtype="int32")
-    for axis, size in enumerate(shape):
-        stride = _int32(math.prod(shape[axis + 1 :]) % (1 << 32))
-        along = [1] * len(shape)
-        along[axis] = size
-        index = index + stride * ops.reshape(
-            ops.arange(size, dtype="int32"), along
-        )
-    return index
-
-
-def uniform_noise(shape, t, key):
-    """Noise in [0, 1), a multiple of 2**-16, hashed from index, step and key.
-
-    Args:
-        shape: Tuple of ints.
-        t: int32 scalar tensor, the step.
-        key: Int, different for every tensor that is rounded.
-
-    Returns:
-        float32 tensor of the given shape.
-    """
-    seed = _mix(t * _GOLDEN_RATIO + _int32(key * 0x9E3779B1 % (1 << 32)))
-    bits = _mix(ops.bitwise_xor(_mix(_element_index(shape)), seed))
-    return ops.cast(_shift_right(bits, 16), "float32") * 2.0**-16
 
 
 def round_to_integer(x, noise):

@@ -17,22 +17,34 @@ def rms(x, axis=None):
     return ops.sqrt(square)
 
 
-def rms_clip_scale(x, threshold, axis=None):
-    """`1 / max(1, rms(x) / threshold)`, by which `x` is to be multiplied.
+# Smaller by this, what is squared does not overflow; what underflows instead
+# is a millionth of an ordinary update.
+_SAFE = 2.0**-40
 
-    Paper, section 6. Larger values are brought to the threshold, smaller ones
+
+def update_rms(u, axis=None):
+    """`rms(u)` of an update, right up to 1e29.
+
+    A preconditioned gradient can be huge where its column was quiet.
+    """
+    return rms(u * _SAFE, axis) / _SAFE
+
+
+def rms_clip_scale(u_rms, threshold):
+    """`1 / max(1, u_rms / threshold)`, by which an update is multiplied.
+
+    Paper, section 6. Larger updates are brought to the threshold, smaller ones
     stay as they are. A factor, so that it can join the step size and cost no
-    pass over `x`.
+    pass over the update.
 
     Args:
-        x: Tensor.
+        u_rms: Tensor, from `update_rms`.
         threshold: Float > 0, `d` in the paper.
-        axis: Axes of one slice.
 
     Returns:
-        Tensor in (0, 1] with the reduced axes kept at size 1.
+        Tensor in (0, 1], of the shape of `u_rms`.
     """
-    return 1.0 / ops.maximum(1.0, rms(x, axis) / threshold)
+    return 1.0 / ops.maximum(1.0, u_rms / threshold)
 
 
 def parameter_scale(x, floor, ceiling=None, axis=None):

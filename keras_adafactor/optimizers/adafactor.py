@@ -11,24 +11,25 @@ from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
+from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
 from keras_adafactor.arguments import check_patterns
+from keras_adafactor.factored import precondition
+from keras_adafactor.factored import second_moment_spec
 from keras_adafactor.functional import axis_groups as grouping
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
-from keras_adafactor.functional.moments import factored_mean
 from keras_adafactor.functional.moments import power_decay_rate
-from keras_adafactor.functional.moments import precondition_by_factors
 from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import rms_clip_scale
+from keras_adafactor.functional.scaling import update_rms
+from keras_adafactor.optimizer import UpdateRuleOptimizer
+from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import StateSpec
-from keras_adafactor.update_rule import UpdateRuleOptimizer
-
-# Below it the scales are not worth their trouble.
-MIN_SIZE_TO_QUANTIZE = 4096
+from keras_adafactor.storage import momentum_spec
 
 
 @keras.saving.register_keras_serializable(package="keras_adafactor")
@@ -170,73 +171,59 @@ class Adafactor(UpdateRuleOptimizer):
         **kwargs: Unpack[OptimizerKeywords],
     ):
         super().__init__(learning_rate, **kwargs)
-        self.beta_2_decay = beta_2_decay
-        self.epsilon_1 = epsilon_1
-        self.epsilon_2 = epsilon_2
-        self.clip_threshold = clip_threshold
-        self.relative_step = relative_step
-        self.warmup_steps = warmup_steps
-        self.multiply_by_parameter_scale = multiply_by_parameter_scale
-        self.max_parameter_scale = max_parameter_scale
-        self.exclude_from_parameter_scale = check_patterns(
-            "exclude_from_parameter_scale", exclude_from_parameter_scale
+        self.beta_2_decay = check_number(
+            "beta_2_decay", beta_2_decay, below=0.0
         )
-        self.factored = factored
-        self.axis_groups = axis_groups
-        self.min_dim_size_to_factor = min_dim_size_to_factor
-        self.beta_2 = beta_2
-        self.beta_2_cap = beta_2_cap
-        self.step_offset = step_offset
-        self.beta_1 = beta_1
-        self.momentum_dtype = momentum_dtype
-        self.record_update_rms = record_update_rms
-        self._check_arguments()
-
-    def _check_arguments(self):
-        check_number("beta_2_decay", self.beta_2_decay, below=0.0)
-        check_number("epsilon_1", self.epsilon_1, above=0.0)
-        check_number("epsilon_2", self.epsilon_2, above=0.0)
-        check_number(
-            "clip_threshold", self.clip_threshold, above=0.0, optional=True
+        self.epsilon_1 = check_number("epsilon_1", epsilon_1, above=0.0)
+        self.epsilon_2 = check_number("epsilon_2", epsilon_2, above=0.0)
+        self.clip_threshold = check_number(
+            "clip_threshold", clip_threshold, above=0.0, optional=True
         )
-        check_number(
+        self.relative_step = check_boolean("relative_step", relative_step)
+        self.warmup_steps = check_integer(
+            "warmup_steps", warmup_steps, 1, optional=True
+        )
+        self.multiply_by_parameter_scale = check_boolean(
+            "multiply_by_parameter_scale", multiply_by_parameter_scale
+        )
+        self.max_parameter_scale = check_number(
             "max_parameter_scale",
-            self.max_parameter_scale,
+            max_parameter_scale,
             at_least=self.epsilon_2,
             optional=True,
         )
-        for name in ("beta_1", "beta_2", "beta_2_cap"):
-            check_number(
-                name, getattr(self, name), above=0.0, below=1.0, optional=True
-            )
-        for name in (
-            "relative_step",
-            "multiply_by_parameter_scale",
-            "factored",
-            "record_update_rms",
-        ):
-            check_boolean(name, getattr(self, name))
-        check_integer("warmup_steps", self.warmup_steps, 1, optional=True)
-        check_integer("min_dim_size_to_factor", self.min_dim_size_to_factor, 1)
-        check_integer("step_offset", self.step_offset, 0)
-        check_choice(
-            "momentum_dtype",
-            self.momentum_dtype,
-            ("float32", "bfloat16", "int8"),
+        self.exclude_from_parameter_scale = check_patterns(
+            "exclude_from_parameter_scale", exclude_from_parameter_scale
         )
-        check(
-            grouping.is_choice(self.axis_groups),
-            "axis_groups",
-            grouping.REQUIREMENT,
-            self.axis_groups,
+        self.factored = check_boolean("factored", factored)
+        self.axis_groups = grouping.check_choice(axis_groups)
+        self.min_dim_size_to_factor = check_integer(
+            "min_dim_size_to_factor", min_dim_size_to_factor, 1
         )
+        self.beta_2 = check_decay("beta_2", beta_2, optional=True)
+        self.beta_2_cap = check_decay("beta_2_cap", beta_2_cap, optional=True)
+        self.step_offset = check_integer("step_offset", step_offset, 0)
+        self.beta_1 = check_decay("beta_1", beta_1, optional=True)
+        self.momentum_dtype = check_choice(
+            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
+        )
+        self.record_update_rms = check_boolean(
+            "record_update_rms", record_update_rms
+        )
+        self._check_learning_rate(learning_rate)
+        self._check_combinations()
+
+    def _check_learning_rate(self, learning_rate):
         check(
-            self.warmup_steps is None or self._cut_off,
+            self.warmup_steps is None
+            or (self.relative_step and not callable(learning_rate)),
             "warmup_steps",
             "None unless `relative_step` is True and `learning_rate` a float; "
             "a schedule has its own warm-up",
             self.warmup_steps,
         )
+
+    def _check_combinations(self):
         check(
             self.beta_2 is None or self.beta_2_decay == -0.8,
             "beta_2_decay",
@@ -255,14 +242,12 @@ class Adafactor(UpdateRuleOptimizer):
             "left at its default unless `beta_1` is given",
             self.momentum_dtype,
         )
-        scaled = self.multiply_by_parameter_scale
         for name in ("max_parameter_scale", "exclude_from_parameter_scale"):
-            value = getattr(self, name)
             check(
-                scaled or value is None,
+                self.multiply_by_parameter_scale or getattr(self, name) is None,
                 name,
                 "None unless `multiply_by_parameter_scale` is True",
-                value,
+                getattr(self, name),
             )
 
     @property
@@ -282,50 +267,33 @@ class Adafactor(UpdateRuleOptimizer):
 
     def state_spec(self, shape, path):
         groups = self._groups(shape, path)
-        ndim = len(shape)
-        if groups.factored:
-            spec = {
-                "v_row": StateSpec.along(shape, groups.row_axes(ndim)),
-                "v_col": StateSpec.along(shape, groups.col_axes(ndim)),
-            }
-        else:
-            spec = {"v": StateSpec.like(shape)}
+        spec = second_moment_spec(shape, groups)
         if self.beta_1 is not None:
-            quantized = self.momentum_dtype == "int8"
-            small = math.prod(shape) < MIN_SIZE_TO_QUANTIZE
-            dtype = "float32" if quantized and small else self.momentum_dtype
-            spec["m"] = StateSpec.like(shape, dtype)
+            spec["m"] = momentum_spec(shape, self.momentum_dtype)
         if self.record_update_rms and math.prod(shape):
             spec["u_rms"] = StateSpec((), ())
         return spec
 
-    def update_rule(self, g, x, state, t, lr, path):
-        groups = self._groups(tuple(g.shape), path)
+    def update_rule(self, g, x, state, step):
+        groups = self._groups(tuple(g.shape), step.path)
         within = groups.within_slice(len(g.shape))
         state = dict(state)
 
         # Lines 5-7: the second moment.
-        rate = self._decay_rate(t)
-        if groups.factored:
-            row, col = factored_mean(ops.square(g), groups)
-            r = ema(state["v_row"], row + self.epsilon_1, rate)
-            c = ema(state["v_col"], col + self.epsilon_1, rate)
-            u = precondition_by_factors(g, r, c, groups)
-            state |= {"v_row": r, "v_col": c}
-        else:
-            v = ema(state["v"], ops.square(g) + self.epsilon_1, rate)
-            u = g * ops.rsqrt(v)
-            state |= {"v": v}
+        rate = self._decay_rate(step.t)
+        u, moment = precondition(g, state, groups, rate, self.epsilon_1)
+        state |= moment
 
         # Line 9: clipping, of the whole variable or of each slice.
+        u_rms = update_rms(u, within)
         if "u_rms" in state:
-            state |= {"u_rms": ops.squeeze(rms(u))}
+            state["u_rms"] = ops.squeeze(rms(u_rms))
         clip = 1.0
         if self.clip_threshold is not None:
-            clip = rms_clip_scale(u, self.clip_threshold, within)
+            clip = rms_clip_scale(u_rms, self.clip_threshold)
 
         # Lines 4 and 10: the step.
-        alpha = self._step_size(x, t, lr, path, within)
+        alpha = self._step_size(x, step, within)
         if self.beta_1 is None:
             return (alpha * clip) * u, state
         m = ema(state["m"], clip * u, 1.0 - self.beta_1)
@@ -341,21 +309,35 @@ class Adafactor(UpdateRuleOptimizer):
             rate = ops.maximum(rate, 1.0 - self.beta_2_cap)
         return rate
 
-    def _step_size(self, x, t, lr, path, within):
+    def _relative_step(self, lr, t):
+        """`rho`."""
+        if not self._cut_off:
+            return lr
+        if self.warmup_steps is not None:
+            lr = lr * ops.minimum(1.0, t / self.warmup_steps)
+        return ops.minimum(lr, ops.rsqrt(t))
+
+    def _step_size(self, x, step, within):
         """`alpha`: the relative step size times the parameter scale."""
-        rho = lr
-        if self._cut_off:
-            if self.warmup_steps is not None:
-                rho = rho * ops.minimum(1.0, t / self.warmup_steps)
-            rho = ops.minimum(rho, ops.rsqrt(t))
+        rho = self._relative_step(step.lr, step.t)
         if not self.multiply_by_parameter_scale or any(
-            re.search(pattern, path)
+            re.search(pattern, step.path)
             for pattern in self.exclude_from_parameter_scale or ()
         ):
             return rho
         return rho * parameter_scale(
             x, self.epsilon_2, self.max_parameter_scale, within
         )
+
+    @property
+    def effective_learning_rate(self):
+        """`rho`, the relative step of the next update: a float32 scalar.
+
+        With a float `learning_rate`, `min(learning_rate, 1 / sqrt(t))` after
+        warm-up: past the cap a lower `learning_rate` changes nothing.
+        """
+        t = ops.cast(self.iterations, "float32") + 1.0
+        return self._relative_step(ops.cast(self.learning_rate, "float32"), t)
 
     def update_rms(self):
         """RMS of every variable's latest update before clipping.
@@ -379,39 +361,3 @@ class Adafactor(UpdateRuleOptimizer):
             for path, slots in self.slots()
             if "u_rms" in slots
         }
-
-    def get_config(self):
-        config = super().get_config()
-        config |= {
-            name: getattr(self, name)
-            for name in (
-                "beta_2_decay",
-                "epsilon_1",
-                "epsilon_2",
-                "clip_threshold",
-                "relative_step",
-                "warmup_steps",
-                "multiply_by_parameter_scale",
-                "max_parameter_scale",
-                "exclude_from_parameter_scale",
-                "factored",
-                "min_dim_size_to_factor",
-                "beta_2",
-                "beta_2_cap",
-                "step_offset",
-                "beta_1",
-                "momentum_dtype",
-                "record_update_rms",
-            )
-        }
-        config["axis_groups"] = grouping.serialize(self.axis_groups)
-        return config
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        if "axis_groups" in config:
-            config["axis_groups"] = grouping.deserialize(
-                config["axis_groups"], custom_objects
-            )
-        return super().from_config(config, custom_objects)

@@ -1,0 +1,77 @@
+"""AdamW, for variables that another rule does not suit."""
+
+import keras
+from keras import ops
+
+from keras_adafactor.arguments import check_number
+from keras_adafactor.functional.moments import debiased_decay_rate
+from keras_adafactor.functional.moments import ema
+from keras_adafactor.rule import UpdateRule
+from keras_adafactor.storage import StateSpec
+
+
+@keras.saving.register_keras_serializable(package="keras_adafactor")
+class AdamWRule(UpdateRule):
+    """AdamW's update rule: what `fallback` gives to the variables it names.
+
+    Weight decay is the optimizer's.
+
+    Algorithm:
+
+    ```
+    m = beta_1 * m + (1 - beta_1) * g              bias-corrected
+    v = beta_2 * v + (1 - beta_2) * g ** 2         bias-corrected
+    x = x - learning_rate_ratio * lr * m / (sqrt(v) + epsilon)
+    ```
+
+    State: `m` and `v`, float32, of the shape of the variable.
+
+    Args:
+        beta_1: Float in [0, 1). Defaults to 0.9.
+        beta_2: Float in [0, 1). Defaults to 0.999.
+        epsilon: Float > 0. Defaults to 1e-8.
+        learning_rate_ratio: Float > 0, by which the learning rate of the
+            optimizer is multiplied. Defaults to 1.0.
+
+    Reference:
+
+    - [Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101)
+    """
+
+    def __init__(
+        self, beta_1=0.9, beta_2=0.999, epsilon=1e-8, learning_rate_ratio=1.0
+    ):
+        self.beta_1 = check_number("beta_1", beta_1, at_least=0.0, below=1.0)
+        self.beta_2 = check_number("beta_2", beta_2, at_least=0.0, below=1.0)
+        self.epsilon = check_number("epsilon", epsilon, above=0.0)
+        self.learning_rate_ratio = check_number(
+            "learning_rate_ratio", learning_rate_ratio, above=0.0
+        )
+
+    def state_spec(self, shape, path):
+        return {"m": StateSpec.like(shape), "v": StateSpec.like(shape)}
+
+    def update_rule(self, g, x, state, step):
+        # Averages that are bias-corrected in themselves.
+        m = ema(state["m"], g, debiased_decay_rate(step.t, self.beta_1))
+        v = ema(
+            state["v"], ops.square(g), debiased_decay_rate(step.t, self.beta_2)
+        )
+        lr = self.learning_rate_ratio * step.lr
+        return lr * m / (ops.sqrt(v) + self.epsilon), {"m": m, "v": v}
+
+    def get_config(self):
+        return dict(vars(self))
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __repr__(self):
+        given = ", ".join(f"{k}={v!r}" for k, v in vars(self).items())
+        return f"AdamWRule({given})"
+
+    def __eq__(self, other):
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None

@@ -1,0 +1,51 @@
+"""The second moment of a gradient, factored where there are rows and columns.
+
+State and step of the statistic that Adafactor and its descendants share, so
+that neither is written twice.
+"""
+
+from keras import ops
+
+from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import factored_mean
+from keras_adafactor.functional.moments import precondition_by_factors
+from keras_adafactor.storage import StateSpec
+
+
+def second_moment_spec(shape, groups, name="v"):
+    """`v_row` and `v_col`, or `v` where there are no rows and columns."""
+    ndim = len(shape)
+    if not groups.factored:
+        return {name: StateSpec.like(shape, sees_gradient=True)}
+    return {
+        f"{name}_row": StateSpec.along(
+            shape, groups.row_axes(ndim), sees_gradient=True
+        ),
+        f"{name}_col": StateSpec.along(
+            shape, groups.col_axes(ndim), sees_gradient=True
+        ),
+    }
+
+
+def precondition(g, state, groups, rate, epsilon, name="v"):
+    """`g / sqrt(V)`, with `V` moved towards `g ** 2 + epsilon` by `rate`.
+
+    Args:
+        g: Tensor, the gradient.
+        state: Dict with the entries of `second_moment_spec`.
+        groups: `AxisGroups`.
+        rate: Scalar in (0, 1], `1 - beta_2`.
+        epsilon: Float > 0.
+        name: String, the name given to `second_moment_spec`.
+
+    Returns:
+        Tuple of a tensor of the shape of `g`, and the new entries.
+    """
+    if not groups.factored:
+        v = ema(state[name], ops.square(g) + epsilon, rate)
+        return g * ops.rsqrt(v), {name: v}
+    row, col = factored_mean(ops.square(g), groups)
+    r = ema(state[f"{name}_row"], row + epsilon, rate)
+    c = ema(state[f"{name}_col"], col + epsilon, rate)
+    u = precondition_by_factors(g, r, c, groups)
+    return u, {f"{name}_row": r, f"{name}_col": c}

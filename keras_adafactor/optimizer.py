@@ -1,0 +1,617 @@
+"""The shell: everything an optimizer needs that is Keras and not the paper.
+
+It owns the variables. What becomes of their values is `step.take_step`, and
+what of the gradient is the rule's. No variable of the model and no slot is
+assigned outside of this file, but by what is loaded.
+"""
+
+import inspect
+import re
+import warnings
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_adafactor import backend
+from keras_adafactor import saved_state
+from keras_adafactor.adamw_rule import AdamWRule
+from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import check
+from keras_adafactor.arguments import check_boolean
+from keras_adafactor.arguments import check_choice
+from keras_adafactor.arguments import check_keywords
+from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import check_patterns
+from keras_adafactor.arguments import check_recognized
+from keras_adafactor.arguments import deserialize
+from keras_adafactor.arguments import serialize
+from keras_adafactor.rule import UpdateRule
+from keras_adafactor.step import ACCUMULATOR
+from keras_adafactor.step import AVERAGE
+from keras_adafactor.step import RESERVED
+from keras_adafactor.step import Plan
+from keras_adafactor.step import Stored
+from keras_adafactor.step import average_of
+from keras_adafactor.step import compute_dtype
+from keras_adafactor.step import have_finite_squares
+from keras_adafactor.step import take_step
+from keras_adafactor.storage import Array
+
+Schedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+class _Kept(NamedTuple):
+    """The plan of one variable, and its variables in the optimizer.
+
+    Attributes:
+        plan: `Plan`.
+        slots: Dict from slot name to `keras.Variable`.
+    """
+
+    plan: Plan
+    slots: dict[str, Any]
+
+    @property
+    def average(self):
+        return self.slots.get(AVERAGE)
+
+    @property
+    def accumulator(self):
+        return self.slots.get(ACCUMULATOR)
+
+
+class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
+    """Abstract base of optimizers that are a pure update rule.
+
+    A subclass implements `state_spec` and `update_rule`, and `refresh` where
+    something changes every so many steps only; see `UpdateRule`. Unlike a
+    subclass of `keras.optimizers.Optimizer` it never touches a variable.
+
+    All keywords of `keras.optimizers.Optimizer` work. These differ from it:
+
+    - Statistics and arithmetic are float32 whatever the dtype of the weights
+      (arithmetic float64 for float64 weights).
+    - Sparse gradients are made dense, repeated rows summed, before anything
+      is squared.
+    - Accumulators are float32, the gradients of all replicas are summed
+      before they are accumulated or clipped, and nothing of the update is
+      computed in a step that only accumulates.
+    - Weight decay goes by the whole path of a variable on every backend, and
+      is saved with the optimizer.
+    - A checkpoint that does not fit is an error.
+
+    Args:
+        learning_rate: Float >= 0, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments.
+        stochastic_rounding: Boolean, defaults to `True`. Whether weights of
+            dtype bfloat16 and float16 are rounded up or down at random so
+            that their mean is exact. Rounding to nearest never moves a
+            bfloat16 weight of 1.0 by 1e-3. The noise is a hash of element,
+            step and variable: the same on all replicas, and in a resumed run.
+        skip_nonfinite: `"variable"` (the default), `"step"` or `None`: what is
+            left as it was when a gradient holds NaN or infinity, or an
+            element too large to be squared in float32 (1.8e19).
+            `"variable"`: the variable it belongs to, with its statistics;
+            read from statistics that have seen the whole gradient, where the
+            rule keeps such, without a pass over the gradient. `"step"`: every
+            variable, statistic and the counter of steps. All updates then
+            wait for the last gradient, and no gradient is freed early:
+            compiled for a TPU v5e, a training step of twelve 4096 x 4096
+            layers needs 2.4 bytes of temporaries a parameter, with
+            `"variable"` 0.6, without a guard 0.4. Skips are counted in
+            `skipped_updates`; a `fit` that skipped any ends with a warning.
+        fallback: Which variables take another rule: a regular expression or a
+            list of them, for `AdamWRule()`; or a dict from regular expression
+            to rule. The first that is found anywhere in a variable's path
+            decides. `state_report` shows who takes what. Defaults to `None`.
+        **kwargs: See `OptimizerKeywords`.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        *,
+        stochastic_rounding=True,
+        skip_nonfinite="variable",
+        fallback=None,
+        **kwargs,
+    ):
+        check_recognized(kwargs, type(self))
+        kwargs = check_keywords(kwargs)
+        kwargs["name"] = kwargs.get("name") or _unique_name(type(self))
+        super().__init__(
+            learning_rate=_checked_learning_rate(learning_rate), **kwargs
+        )
+        self.stochastic_rounding = check_boolean(
+            "stochastic_rounding", stochastic_rounding
+        )
+        self.skip_nonfinite = check_choice(
+            "skip_nonfinite", skip_nonfinite, ("variable", "step", None)
+        )
+        self.fallback = _check_fallback(fallback)
+        self._undecayed = []
+        self._kept = []
+        self._skipped_updates = None
+        self._skips_warned_of = 0
+        # What was loaded before there were slots: see `saved_state`.
+        self._waiting = {}
+
+    # State.
+
+    def build(self, variables):
+        if self.built:
+            return
+        # All that can be wrong with a choice of the user, or with what was
+        # loaded, raises here, before anything is made.
+        plans = [
+            self.plan_for(variable, key)
+            for key, variable in enumerate(variables)
+        ]
+        arrays = [
+            self._arrays(plan, variable)
+            for plan, variable in zip(plans, variables, strict=True)
+        ]
+        saved_state.check_waiting(self, arrays)
+        made_before = saved_state.stored(self)
+        with backend.creation_scope(self):
+            # Keras would make accumulators of the variables' dtype: in
+            # bfloat16, 599 additions of 1.0 give 256.
+            accumulate = self.gradient_accumulation_steps
+            self.gradient_accumulation_steps = None
+            super().build(variables)
+            self.gradient_accumulation_steps = accumulate
+            if self.skip_nonfinite:
+                self._skipped_updates = self.add_variable(
+                    shape=(),
+                    dtype="int32",
+                    aggregation="only_first_replica",
+                    name="skipped_updates",
+                )
+            self._kept = [
+                self._keep(*row)
+                for row in zip(plans, arrays, variables, strict=True)
+            ]
+            self._accumulated_gradients = [k.accumulator for k in self._kept]
+        saved_state.load_waiting(self, made_before)
+
+    def rule_for(self, shape, path):
+        for pattern, rule in (self.fallback or {}).items():
+            if re.search(pattern, path):
+                return rule
+        return self
+
+    def plan_for(self, variable, key=0):
+        """What is, or would be, decided about a variable.
+
+        Args:
+            variable: Variable, or anything with a path and a shape.
+            key: Int, its position among the variables.
+
+        Returns:
+            `Plan`.
+
+        Raises:
+            ValueError: If an argument does not fit the variable, or its dtype
+                is not floating.
+        """
+        path, shape = path_of(variable), tuple(variable.shape)
+        overwritten = self._overwrite_variable_with_gradient(variable)
+        dtype = keras.backend.standardize_dtype(
+            getattr(variable, "dtype", "float32")
+        )
+        if "float" not in dtype and not overwritten:
+            raise ValueError(
+                f"Variable '{path}' must be of a floating dtype to be "
+                f"trained with {type(self).__name__}. Received: dtype={dtype}"
+            )
+        rule = self.rule_for(shape, path)
+        specs = {} if overwritten else rule.state_spec(shape, path)
+        if taken := set(specs) & set(RESERVED):
+            raise ValueError(
+                f"An entry of `state_spec` must not be named {taken}."
+            )
+        decayed = self.weight_decay and not any(
+            re.search(pattern, path) for pattern in self._undecayed
+        )
+        return Plan(
+            path=path,
+            key=key,
+            rule=rule,
+            specs=specs,
+            decay=self.weight_decay if decayed else 0.0,
+            guard=self.skip_nonfinite,
+            rounded=self.stochastic_rounding,
+            averaged=self.use_ema and not overwritten,
+            ema_momentum=self.ema_momentum,
+            overwrite_frequency=self.ema_overwrite_frequency,
+        )
+
+    def _arrays(self, plan, variable):
+        """Slot name -> `Array`, of all that is kept for a variable."""
+        shape, dtype = tuple(variable.shape), variable.dtype
+        axes = tuple(range(len(shape)))
+        arrays = plan.arrays()
+        if plan.averaged:
+            arrays[AVERAGE] = Array(shape, axes, dtype)
+        if self.gradient_accumulation_steps:
+            arrays[ACCUMULATOR] = Array(shape, axes, compute_dtype(variable))
+        return arrays
+
+    def _keep(self, plan, arrays, variable):
+        slots = {
+            # Keras has made the averages.
+            name: self._model_variables_moving_average[plan.key]
+            if name == AVERAGE
+            else self._add_slot(variable, plan.path, name, array)
+            for name, array in arrays.items()
+        }
+        return _Kept(plan, slots)
+
+    def _add_slot(self, variable, path, name, array):
+        with backend.colocate_with(self, variable):
+            return self.add_variable(
+                shape=array.shape,
+                initializer=array.initializer,
+                dtype=array.dtype,
+                layout=backend.derive_layout(variable, array),
+                name=f"{path.replace('/', '_')}_{name}",
+            )
+
+    def slots(self):
+        """What the rules keep for every variable.
+
+        Returns:
+            List of pairs of a variable's path and a dict from slot name to
+            `keras.Variable`, in the order of the variables; empty before the
+            optimizer is built.
+        """
+        return [
+            (plan.path, {name: slots[name] for name in plan.arrays()})
+            for plan, slots in self._kept
+        ]
+
+    @property
+    def variables_built_with(self):
+        """The variables of the model; empty before the optimizer is built."""
+        return list(self._trainable_variables)
+
+    @property
+    def skipped_updates(self):
+        """Number of updates skipped for NaN or infinity so far.
+
+        An integer `keras.Variable`: updates of single variables with
+        `skip_nonfinite="variable"`, whole steps with `"step"`. 0 before the
+        optimizer is built, and with `skip_nonfinite=None`.
+        """
+        return 0 if self._skipped_updates is None else self._skipped_updates
+
+    # The learning rate.
+
+    @property
+    def learning_rate(self):
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self._check_learning_rate(learning_rate)
+        # Keras' own setter: a property cannot be assigned through `super()`.
+        keras.optimizers.Optimizer.learning_rate.fset(
+            self, _checked_learning_rate(learning_rate)
+        )
+
+    def _check_learning_rate(self, learning_rate):
+        """Raises where the constructor would, for a new learning rate."""
+
+    @property
+    def effective_learning_rate(self):
+        """The learning rate that the next update uses: a scalar.
+
+        `learning_rate`, unless the rule makes something else of it.
+        """
+        return self.learning_rate
+
+    def _get_current_learning_rate(self):
+        # A schedule counts updates, as all else does; Keras' micro-steps.
+        if isinstance(self._learning_rate, Schedule):
+            return self._learning_rate(self.iterations)
+        return super()._get_current_learning_rate()
+
+    # The step.
+
+    def apply(self, grads, trainable_variables=None):
+        grads = [backend.densify(gradient) for gradient in grads]
+        if self.loss_scale_factor is not None:
+            # Unscaled in float16, a small gradient would be 0.
+            grads = [
+                None if g is None else ops.cast(g, compute_dtype(g))
+                for g in grads
+            ]
+        super().apply(grads, trainable_variables)
+
+    def _backend_apply_gradients(self, grads, trainable_variables):
+        # Accumulation, decay and averages belong to `_update_variable`, where
+        # a strategy allows them: Keras' own, around it, raise in `fit` under
+        # `MirroredStrategy`.
+        grads = [
+            _of_shape(ops.cast(gradient, compute_dtype(variable)), variable)
+            for gradient, variable in zip(
+                backend.sum_over_replicas(grads),
+                trainable_variables,
+                strict=True,
+            )
+        ]
+        count = len(grads)
+        step_finite = None
+        if self.skip_nonfinite == "step":
+            step_finite = ops.all(have_finite_squares(grads))
+            self._count_step(step_finite)
+        totals = [None] * count
+        if self.gradient_accumulation_steps:
+            totals = [
+                gradient + self._kept_for(variable).accumulator
+                for gradient, variable in zip(
+                    grads, trainable_variables, strict=True
+                )
+            ]
+            grads = [g / self.gradient_accumulation_steps for g in totals]
+        finite = [step_finite] * count
+        if self.skip_nonfinite == "variable":
+            # Clipped, infinity would be an ordinary value, or zero.
+            if self.global_clipnorm:
+                finite = [ops.all(have_finite_squares(grads))] * count
+            elif self.clipnorm or self.clipvalue:
+                finite = ops.unstack(have_finite_squares(grads), count)
+        backend.update_variables(
+            self,
+            self._update_variable,
+            trainable_variables,
+            self._clip_gradients(grads),
+            [self.learning_rate] * count,
+            totals,
+            finite,
+        )
+        if self.use_ema:
+            self._average_the_rest(trainable_variables, step_finite)
+
+    def _count_step(self, finite):
+        """Counts a step that is skipped, and takes it back."""
+        skipped = ops.cast(ops.logical_not(finite), "int32")
+        self._skipped_updates.assign_add(skipped)
+        # `apply` will add 1.
+        self._iterations.assign_sub(ops.cast(skipped, self._iterations.dtype))
+
+    def _average_the_rest(self, given, finite):
+        """Moves the averages of variables that got no gradient."""
+        given = {self._get_variable_index(variable) for variable in given}
+        rest = [
+            variable
+            for i, variable in enumerate(self._trainable_variables)
+            if i not in given and self._kept[i].average is not None
+        ]
+        if rest:
+            backend.update_variables(
+                self, self._update_average, rest, [finite] * len(rest)
+            )
+
+    def _kept_for(self, variable):
+        return self._kept[self._get_variable_index(variable)]
+
+    def update_step(self, gradient, variable, learning_rate):
+        self._update_variable(variable, gradient, learning_rate)
+
+    def _update_variable(
+        self, variable, gradient, learning_rate, total=None, finite=None
+    ):
+        """Assigns a variable and its slots.
+
+        Args:
+            variable: Variable, of Keras or of the backend.
+            gradient: Dense tensor, of which the update is made.
+            learning_rate: Scalar.
+            total: Tensor, the sum of the gradients accumulated so far, or
+                `None` without accumulation.
+            finite: Boolean scalar, whether the update is to be made, or `None`
+                where that is for the statistics to say.
+        """
+        kept = self._kept_for(variable)
+        slots = {n: s for n, s in kept.slots.items() if n != ACCUMULATOR}
+        old = Stored(
+            ops.convert_to_tensor(variable),
+            {name: ops.convert_to_tensor(slots[name]) for name in slots},
+        )
+
+        def update():
+            iteration = ops.cast(self.iterations, "int32")
+            return take_step(
+                kept.plan, gradient, old, learning_rate, iteration, finite
+            )
+
+        if total is None:
+            new, skipped = update()
+        else:
+            steps = self.gradient_accumulation_steps
+            complete = ops.equal((self._iterations + 1) % steps, 0)
+            new, skipped = ops.cond(
+                complete,
+                update,
+                lambda: (old, ops.zeros((), dtype="int32")),
+            )
+            left = backend.select(complete, ops.zeros_like(total), total)
+            if self.skip_nonfinite == "step":
+                before = ops.convert_to_tensor(kept.accumulator)
+                left = backend.select(finite, left, before)
+            self.assign(kept.accumulator, left)
+        self.assign(variable, new.variable)
+        for name, slot in slots.items():
+            if new.slots[name] is not old.slots[name]:
+                self.assign(slot, new.slots[name])
+        if self.skip_nonfinite == "variable":
+            self.assign_add(self._skipped_updates, skipped)
+
+    def _update_average(self, variable, finite):
+        """Assigns the average of a variable that got no gradient."""
+        kept = self._kept_for(variable)
+        steps = self.gradient_accumulation_steps or 1
+        moves = ops.equal((self._iterations + 1) % steps, 0)
+        if finite is not None:
+            moves = ops.logical_and(moves, finite)
+        average, _ = average_of(
+            kept.plan,
+            ops.convert_to_tensor(variable),
+            ops.convert_to_tensor(kept.average),
+            ops.cast(self.iterations, "int32"),
+            moves,
+        )
+        self.assign(kept.average, average)
+
+    def finalize_variable_values(self, var_list):
+        # Keras calls this at the end of every `fit`.
+        self._warn_of_skips()
+        if not self.use_ema:
+            return
+        for variable in var_list:
+            average = self._kept_for(variable).average
+            if average is not None:
+                # A copy: JAX refuses to donate one buffer as two variables.
+                variable.assign(ops.copy(ops.convert_to_tensor(average)))
+
+    def _warn_of_skips(self):
+        skipped = int(ops.convert_to_numpy(self.skipped_updates))
+        new = skipped - self._skips_warned_of
+        self._skips_warned_of = skipped
+        if new > 0:
+            single = self.skip_nonfinite == "variable"
+            what = "updates of single variables" if single else "steps"
+            warnings.warn(
+                f"Optimizer '{self.name}' skipped {new} {what} because of NaN "
+                "or infinity in a gradient; `skipped_updates` counts them.",
+                stacklevel=2,
+            )
+
+    # Weight decay.
+
+    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+        """Excludes variables from weight decay.
+
+        Args:
+            var_list: List of variables.
+            var_names: List of regular expressions. A variable is excluded if
+                one is found anywhere in its path, `"encoder/dense/bias"`.
+
+        Raises:
+            ValueError: If the optimizer is built already.
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay()` can only be called before the "
+                "optimizer is built."
+            )
+        names = check_patterns("var_names", var_names) or []
+        paths = [f"^{re.escape(path_of(v))}$" for v in var_list or ()]
+        self._undecayed = names + paths
+
+    # On disk.
+
+    def save_own_variables(self, store):
+        saved_state.save(self, store)
+
+    def load_own_variables(self, store):
+        saved_state.load(self, store)
+
+    def get_config(self):
+        config = super().get_config()
+        for name in own_arguments(type(self)):
+            config[name] = serialize(getattr(self, name))
+        if self._undecayed:
+            config["excluded_from_weight_decay"] = list(self._undecayed)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        undecayed = config.pop("excluded_from_weight_decay", None)
+        for name in own_arguments(cls):
+            if name in config:
+                config[name] = deserialize(config[name], custom_objects)
+        optimizer = super().from_config(config, custom_objects)
+        if undecayed:
+            optimizer.exclude_from_weight_decay(var_names=undecayed)
+        return optimizer
+
+
+def path_of(variable):
+    """The path of a variable: what every regular expression is held against."""
+    # A raw `tf.Variable` has a name only.
+    path = getattr(variable, "path", None)
+    return variable.name.partition(":")[0] if path is None else path
+
+
+def own_arguments(cls):
+    """Names of the constructor's arguments that Keras does not know.
+
+    Those of the class itself and of `UpdateRuleOptimizer`; each is an
+    attribute of the same name.
+    """
+    return [
+        name
+        for owner in (UpdateRuleOptimizer, cls)
+        for name, parameter in inspect.signature(owner).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+        and name not in ("learning_rate", *_KERAS_KEYWORDS)
+    ]
+
+
+_KERAS_KEYWORDS = tuple(
+    name
+    for name in OptimizerKeywords.__annotations__
+    if name in inspect.signature(keras.optimizers.Optimizer).parameters
+)
+
+
+def _unique_name(cls):
+    # Legacy `.h5` files are read by this name: with that of a built-in, where
+    # this package is not imported, as the built-in.
+    name = f"keras_adafactor_{cls.__name__.lower()}"
+    count = keras.backend.get_uid(name)
+    return name if count == 1 else f"{name}_{count - 1}"
+
+
+def _checked_learning_rate(learning_rate):
+    # A class is callable too: a schedule that was not made.
+    if callable(learning_rate) and not isinstance(learning_rate, type):
+        return learning_rate
+    return float(check_number("learning_rate", learning_rate, at_least=0.0))
+
+
+def _check_fallback(fallback):
+    """A dict from regular expression to rule, or `None`."""
+    if fallback is None:
+        return None
+    if not isinstance(fallback, dict):
+        patterns = check_patterns("fallback", fallback)
+        return {pattern: AdamWRule() for pattern in patterns}
+    check_patterns("fallback", list(fallback))
+    for rule in fallback.values():
+        check(
+            isinstance(rule, UpdateRule),
+            "fallback",
+            "a dict from regular expression to update rule, `AdamWRule()` say",
+            fallback,
+        )
+    return dict(fallback)
+
+
+def _of_shape(gradient, variable):
+    shape = tuple(variable.shape)
+    given = tuple(gradient.shape)
+    # In a TensorFlow graph a size, or their number, may be unknown.
+    known = backend.has_static_shape(gradient)
+    if known and given != shape:
+        raise ValueError(
+            f"The gradient of variable '{path_of(variable)}' must be of its "
+            f"shape {shape}. Received: shape={given}"
+        )
+    return gradient if known else backend.ensure_shape(gradient, shape)

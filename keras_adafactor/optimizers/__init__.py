@@ -1,0 +1,1 @@
+"""One file an algorithm; none imports another."""

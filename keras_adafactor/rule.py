@@ -1,0 +1,138 @@
+"""What an update rule is: a paper's algorithm, and nothing of Keras.
+
+A rule is pure: tensors go in, tensors come out. It assigns nothing, looks at
+no backend and draws no unseeded noise.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras_adafactor.functional.noise import normal_noise
+from keras_adafactor.functional.noise import uniform_noise
+
+# Noise of the rule, apart from that of what is stored.
+_FIRST_SALT = 1 << 11
+
+
+def noise_key(variable, salt):
+    """Key of one array of noise, of up to 4,096 for each variable."""
+    return (variable << 12) + salt
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rule may know beside gradient, variable and state.
+
+    Attributes:
+        count: int32 scalar, the steps taken before this one. For a variable
+            with a `refresh` its own steps: those that skipped it, or gave it
+            no gradient, are not among them.
+        t: Float scalar, `count + 1`.
+        lr: Float scalar, the learning rate.
+        path: String, the path of the variable.
+        decay: Float, the weight decay; 0 for an excluded variable.
+        iteration: int32 scalar, the steps of the optimizer before this one.
+        key: Int, different for every variable.
+    """
+
+    count: Any
+    t: Any
+    lr: Any
+    path: str
+    decay: float = 0.0
+    iteration: Any = 0
+    key: int = 0
+
+    def uniform(self, shape, salt=0):
+        """Noise in [0, 1), the same on every replica and after a restart."""
+        return uniform_noise(shape, self.iteration + 1, self._noise_key(salt))
+
+    def normal(self, shape, salt=0):
+        """Standard normal noise, the same on every replica."""
+        return normal_noise(shape, self.iteration + 1, self._noise_key(salt))
+
+    def _noise_key(self, salt):
+        return noise_key(self.key, _FIRST_SALT + salt)
+
+
+class UpdateRule:
+    """Abstract base of the algorithms.
+
+    Attributes:
+        weight_decay_order: When `x <- x - weight_decay * lr * x` is done:
+            `"before"` the rule sees `x`, `"after"` its update was subtracted,
+            or by the `"rule"` itself, which finds it in `step.decay`.
+    """
+
+    weight_decay_order = "before"
+
+    def rule_for(self, shape, path):
+        """The rule that a variable takes. Asked once, in `build`.
+
+        Args:
+            shape: Tuple of ints, the shape of the variable.
+            path: String, the path of the variable.
+
+        Returns:
+            `UpdateRule`: this one, or another for what it does not suit.
+        """
+        return self
+
+    def state_spec(self, shape, path):
+        """What is kept for a variable.
+
+        Args:
+            shape: Tuple of ints, the shape of the variable.
+            path: String, the path of the variable.
+
+        Returns:
+            Dict from slot name to `StateSpec`. Its order is the order on disk.
+        """
+        raise NotImplementedError
+
+    def update_rule(self, g, x, state, step):
+        """The paper's algorithm box for one variable, as a pure function.
+
+        Branches in Python only on shapes, keys, hyper-parameters and paths.
+
+        Args:
+            g: Dense tensor, the gradient.
+            x: Tensor of the same shape, the variable.
+            state: Dict from the keys of `state_spec` to tensors.
+            step: `Step`.
+
+        Returns:
+            Tuple of what is to be subtracted from `x`, and the new state with
+            the keys of the old. An entry returned as it was given, the same
+            object, stays bit for bit as it is stored.
+        """
+        raise NotImplementedError
+
+    def is_refresh_due(self, count):
+        """Whether `refresh` comes before this step.
+
+        Asked of rules with an entry that is `refreshed`.
+
+        Args:
+            count: int32 scalar, the steps this variable has taken so far.
+
+        Returns:
+            Boolean scalar.
+        """
+        raise NotImplementedError
+
+    def refresh(self, g, x, state, step):
+        """What changes every so many steps only: a basis, say.
+
+        Nothing of it is computed in other steps. It sees no gradient that is
+        not finite, and none that is zero everywhere: the variable then stays
+        at its count, so that the refresh is due again.
+
+        Args:
+            g, x, state, step: As for `update_rule`, which follows with the
+                new state.
+
+        Returns:
+            Dict with the entries that are `refreshed`.
+        """
+        raise NotImplementedError

@@ -1,0 +1,288 @@
+"""How one variable takes a step, as a pure function.
+
+    x <- float32(variable)
+    state <- refresh(g, x, state)                 if it is due
+    x <- x - weight_decay * lr * x                before, or after the rule
+    delta, state <- update_rule(g, x, state, step)
+    x <- x - delta
+    average <- ema_momentum * average + (1 - ema_momentum) * x
+    variable <- round(x)
+
+in one place, so that it is the same on every backend and in one pass over
+memory.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_adafactor import backend
+from keras_adafactor.functional.moments import ema
+from keras_adafactor.rule import Step
+from keras_adafactor.rule import UpdateRule
+from keras_adafactor.rule import noise_key
+from keras_adafactor.storage import Array
+from keras_adafactor.storage import StateSpec
+from keras_adafactor.storage import round_to
+from keras_adafactor.storage import stored_arrays
+
+# Names that no entry of a rule may have.
+COUNT = "count"
+AVERAGE = "average"
+ACCUMULATOR = "gradient_accumulator"
+RESERVED = (COUNT, AVERAGE, ACCUMULATOR)
+# What noise is for: the variable, its average, then the entries of the state.
+_VARIABLE_SALT, _AVERAGE_SALT, _STATE_SALT = range(3)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is decided about one variable when the optimizer is built.
+
+    Attributes:
+        path: String, the variable's path.
+        key: Int, its position: seeds its noise.
+        rule: `UpdateRule` that it takes.
+        specs: Dict, the rule's `state_spec`.
+        decay: Float, 0 if it is excluded from weight decay.
+        guard: `skip_nonfinite` of the optimizer.
+        rounded: Boolean, whether it is rounded stochastically.
+        averaged: Boolean, whether an average of its values is kept.
+        ema_momentum: Float, the decay of that average.
+        overwrite_frequency: Int or `None`, the steps from one overwriting of
+            the variable by its average to the next.
+    """
+
+    path: str
+    key: int
+    rule: UpdateRule
+    specs: dict[str, StateSpec]
+    decay: float
+    guard: str | None
+    rounded: bool
+    averaged: bool
+    ema_momentum: float
+    overwrite_frequency: int | None
+
+    @property
+    def refreshes(self):
+        return any(spec.refreshed for spec in self.specs.values())
+
+    def arrays(self):
+        """Slot name -> `Array`, of what is stored for the rule."""
+        counter = {COUNT: Array((), (), "int32")} if self.refreshes else {}
+        return stored_arrays(self.specs) | counter
+
+
+class Stored(NamedTuple):
+    """A variable and its slots, as they are stored.
+
+    Attributes:
+        variable: Tensor.
+        slots: Dict from slot name to tensor: the arrays of the rule's state,
+            its `count`, and the `average`, where they are kept.
+    """
+
+    variable: Any
+    slots: dict[str, Any]
+
+
+def compute_dtype(tensor):
+    """The precision of arithmetic for a variable: float32, or its float64."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return "float64" if dtype == "float64" else "float32"
+
+
+def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
+    """One step of one variable.
+
+    Args:
+        plan: `Plan`.
+        gradient: Dense tensor.
+        stored: `Stored`, before the step.
+        learning_rate: Scalar.
+        iteration: int32 scalar, the updates of the optimizer before this one.
+        finite: Boolean scalar, whether the step is to be taken, or `None`
+            where that is for the statistics to say.
+
+    Returns:
+        Tuple of `Stored`, after the step, and the int32 number of skipped
+        updates, 0 or 1. A slot that did not change is the object given.
+    """
+    dtype = compute_dtype(stored.variable)
+    g = ops.cast(gradient, dtype)
+    x = before = ops.cast(stored.variable, dtype)
+    slots = dict(stored.slots)
+    count = slots[COUNT] if plan.refreshes else iteration
+    step = Step(
+        count=count,
+        t=ops.cast(count + 1, dtype),
+        lr=ops.cast(learning_rate, dtype),
+        path=plan.path,
+        decay=plan.decay,
+        iteration=iteration,
+        key=plan.key,
+    )
+    whole_step = finite if plan.guard == "step" else None
+
+    if plan.refreshes:
+        refreshed, counted = _refresh(plan, g, x, slots, step, finite)
+        slots |= refreshed
+    if plan.decay and plan.rule.weight_decay_order == "before":
+        x = x - x * (plan.decay * step.lr)
+    state = _decode(plan, slots, dtype)
+    delta, new_state = plan.rule.update_rule(g, x, state, step)
+    x = x - delta
+    if plan.decay and plan.rule.weight_decay_order == "after":
+        x = x - x * (plan.decay * step.lr)
+    new = _encode(plan, state, new_state, step)
+
+    if plan.guard == "variable":
+        seen = _is_finite(plan, g, new_state)
+        finite = seen if finite is None else ops.logical_and(finite, seen)
+    if finite is not None:
+        x = backend.select(finite, x, before)
+        new = {n: backend.select(finite, v, slots[n]) for n, v in new.items()}
+    if plan.refreshes:
+        if finite is not None:
+            counted = counted * ops.cast(finite, "int32")
+        new[COUNT] = slots[COUNT] + counted
+    slots |= new
+    if plan.averaged:
+        # The average goes on, of a variable that stays where it was.
+        slots[AVERAGE], average = average_of(
+            plan, x, slots[AVERAGE], iteration, whole_step
+        )
+        if plan.overwrite_frequency:
+            due = ops.equal((iteration + 1) % plan.overwrite_frequency, 0)
+            if whole_step is not None:
+                due = ops.logical_and(due, whole_step)
+            x = backend.select(due, average, x)
+    variable = _rounded(
+        plan, x, stored.variable.dtype, iteration, _VARIABLE_SALT
+    )
+    skipped = (
+        ops.zeros((), dtype="int32")
+        if finite is None
+        else ops.cast(ops.logical_not(finite), "int32")
+    )
+    return Stored(variable, slots), skipped
+
+
+def average_of(plan, x, average, iteration, moves=None):
+    """The average of a variable's values, as it is stored and exactly.
+
+    Args:
+        plan: `Plan`.
+        x: Tensor, the variable.
+        average: Tensor, its average as stored.
+        iteration: int32 scalar, the updates of the optimizer before this one.
+        moves: Boolean scalar, or `None` where it does in any case.
+    """
+    dtype = compute_dtype(average)
+    # The first average is the first value, as in Keras.
+    rate = ops.where(ops.equal(iteration, 0), 1.0, 1.0 - plan.ema_momentum)
+    new = ema(
+        ops.cast(average, dtype), ops.cast(x, dtype), ops.cast(rate, dtype)
+    )
+    stored = _rounded(plan, new, average.dtype, iteration, _AVERAGE_SALT)
+    if moves is not None:
+        stored = backend.select(moves, stored, average)
+    return stored, new
+
+
+def _refresh(plan, g, x, slots, step, finite):
+    """Slots after the refresh, if one is due, and by how much to count on."""
+    dtype = compute_dtype(g)
+    specs = {n: s for n, s in plan.specs.items() if s.refreshed}
+    old = {n: slots[n] for n in stored_arrays(specs)}
+
+    def refresh():
+        # A decomposition of NaN may not end, one of zero is no basis.
+        usable = ops.logical_and(_has_finite_square(g), ops.max(ops.abs(g)) > 0)
+        safe = backend.select(usable, g, ops.ones_like(g))
+        new = plan.rule.refresh(safe, x, _decode(plan, slots, dtype), step)
+        for name, spec in specs.items():
+            if "float" in spec.storage:
+                finite = ops.all(ops.isfinite(new[name]))
+                usable = ops.logical_and(usable, finite)
+        encoded = {
+            stored_name: tensor
+            for name, spec in specs.items()
+            for stored_name, tensor in _encoded(plan, name, new[name], step)
+        }
+        kept = [
+            backend.select(usable, encoded[name], old[name]) for name in old
+        ]
+        return [*kept, ops.cast(usable, "int32")]
+
+    due = plan.rule.is_refresh_due(step.count)
+    if finite is not None:
+        due = ops.logical_and(due, finite)
+    *new, counted = ops.cond(
+        due, refresh, lambda: [*old.values(), ops.ones((), dtype="int32")]
+    )
+    return dict(zip(old, new, strict=True)), counted
+
+
+def _decode(plan, slots, dtype):
+    return {
+        name: spec.decode(
+            [slots[name + suffix] for suffix in spec.arrays()], dtype
+        )
+        for name, spec in plan.specs.items()
+    }
+
+
+def _encode(plan, state, new_state, step):
+    """Slot name -> tensor to store, of the entries that changed."""
+    return {
+        stored_name: tensor
+        for name in plan.specs
+        if new_state[name] is not state[name]
+        for stored_name, tensor in _encoded(plan, name, new_state[name], step)
+    }
+
+
+def _encoded(plan, name, value, step):
+    """Pairs of slot name and tensor, of one entry."""
+    spec = plan.specs[name]
+    salt = _STATE_SALT + list(plan.specs).index(name)
+    tensors = spec.encode(value, step.iteration + 1, noise_key(plan.key, salt))
+    names = [name + suffix for suffix in spec.arrays()]
+    return zip(names, tensors, strict=True)
+
+
+def _rounded(plan, value, dtype, iteration, salt):
+    dtype = keras.backend.standardize_dtype(dtype)
+    if plan.rounded:
+        return round_to(value, dtype, iteration + 1, noise_key(plan.key, salt))
+    return ops.cast(value, dtype)
+
+
+def _has_finite_square(g):
+    return ops.isfinite(ops.sum(ops.square(g)))
+
+
+def have_finite_squares(gradients):
+    """Whether each gradient can be trusted, as a boolean vector."""
+    return ops.stack([_has_finite_square(g) for g in gradients])
+
+
+def _is_finite(plan, g, state):
+    """Whether the new state can be trusted.
+
+    Entries that have seen all of the gradient are smaller than it: to ask
+    them costs no pass over memory.
+    """
+    witnesses = [
+        ops.all(ops.isfinite(state[name]))
+        for name, spec in plan.specs.items()
+        if spec.sees_gradient
+    ]
+    if not witnesses:
+        return _has_finite_square(g)
+    return ops.all(ops.stack(witnesses))
