@@ -17,8 +17,10 @@ class Lion:
         self.__dict__.update(locals())
         self.x = np.array(x, dtype="float64")
         self.m = np.zeros_like(self.x)
+        self.t = 0
 
     def step(self, g):
+        self.t += 1
         g = np.asarray(g, "float64")
         u = np.sign(self.beta_1 * self.m + (1 - self.beta_1) * g)
         self.m = self.beta_2 * self.m + (1 - self.beta_2) * g

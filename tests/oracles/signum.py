@@ -14,8 +14,10 @@ class Signum:
         self.__dict__.update(locals())
         self.x = np.array(x, dtype="float64")
         self.m = np.zeros_like(self.x)
+        self.t = 0
 
     def step(self, g):
+        self.t += 1
         g = np.asarray(g, "float64")
         self.m = self.beta_1 * self.m + (1 - self.beta_1) * g
         x = self.x * (1 - self.learning_rate * self.weight_decay)

@@ -18,6 +18,7 @@ class SM3:
         self.__dict__.update(locals())
         self.x = np.array(x, dtype="float64")
         self.m = np.zeros_like(self.x)
+        self.t = 0
         ndim = self.x.ndim
         self.others = [
             tuple(a for a in range(ndim) if a != axis) for axis in range(ndim)
@@ -28,6 +29,7 @@ class SM3:
         ]
 
     def step(self, g):
+        self.t += 1
         g = np.asarray(g, "float64")
         least = np.broadcast_to(self.a[0], g.shape)
         for a in self.a:
