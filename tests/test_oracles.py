@@ -61,14 +61,20 @@ def matrix_axes(ndim):
     return {"rows": (ndim - 2,), "cols": (ndim - 1,)} if ndim > 1 else {}
 
 
-def golden_oracle(family, x, hyper):
+def golden_arguments(hyper):
     arguments = {
-        NAMES.get(name, name): VALUES.get(value, value)
-        if isinstance(value, str)
-        else value
+        NAMES.get(name, name): value
         for name, value in hyper.items()
         if name not in LEFT_OUT
     }
+    for name, value in arguments.items():
+        if isinstance(value, str):
+            arguments[name] = VALUES.get(value, value)
+    return arguments
+
+
+def golden_oracle(family, x, hyper):
+    arguments = golden_arguments(hyper)
     if family == "came":
         return oracles.CAME(x, **arguments, **matrix_axes(x.ndim))
     if family == "hfac":
@@ -282,6 +288,13 @@ def test_only_decays_where_there_is_no_gradient(kind):
     np.testing.assert_allclose(oracle.x, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(set(oracles.__all__) - {"Adam"}))
+def test_a_scalar_is_a_vector_of_one(name):
+    kind = getattr(oracles, name)
+    x, gradients = problem(())
+    assert_same(kind(x), Reshaped(kind, x, (1,)), gradients)
+
+
 def test_came_starts_with_the_signs_of_a_rank_1_gradient():
     rng = np.random.default_rng(0)
     g = np.outer(rng.uniform(1, 2, 4), rng.uniform(1, 2, 3))
@@ -306,6 +319,20 @@ def test_smmf_of_a_prime_size_is_not_factored():
     x, gradients = problem((7,))
     full = oracles.SMMF(x, reshape_vectors=False)
     assert_same(oracles.SMMF(x), full, gradients)
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 12)])
+def test_smmf_need_not_factor_vectors(shape):
+    x, gradients = problem(shape)
+    # With this decay the average is the mean of all steps.
+    arguments = {"beta_2_decay": -1.0}
+    whole = oracles.SMMF(x, reshape_vectors=False, **arguments)
+    factored = oracles.SMMF(x, **arguments)
+    trajectory(whole, gradients)
+    trajectory(factored, gradients)
+    mean = (gradients**2).mean(0)
+    np.testing.assert_allclose(whole.v.reshape(shape), mean, rtol=1e-12)
+    assert not np.allclose(factored.v.reshape(shape), mean)
 
 
 def test_smmf_takes_the_shape_that_is_nearest_to_a_square():
@@ -451,9 +478,11 @@ def test_coap_that_does_not_project_is_adafactor(shape):
     assert_same(oracle, adafactor, gradients)
 
 
+@pytest.mark.parametrize("size", [1.0, 10.0])
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (3, 2, 5, 4)])
-def test_coap_steps_down_its_objective(shape):
+def test_coap_steps_down_its_objective(shape, size):
     x, gradients = problem(shape)
+    gradients = size * gradients
     oracle = oracles.COAP(x, rank=2)
     oracle.step(gradients[0])
     oracle.step(gradients[1])
@@ -470,6 +499,34 @@ def test_coap_steps_down_its_objective(shape):
         oracle.factor[axis] = p
         slope = slope * min(1, 1 / (np.linalg.norm(slope) + 1e-6))
         np.testing.assert_allclose(moved[axis], p - 0.1 * slope, atol=1e-8)
+
+
+def test_coap_compares_vectors_along_the_in_axis_of_a_convolution():
+    x, gradients = problem((3, 2, 5, 4))
+    oracle = oracles.COAP(x, rank=2)
+    assert oracle.cosine(gradients[0])[0].shape == (3, 2, 1, 4)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (3, 2, 5, 4)])
+def test_coap_bears_rows_without_gradient(shape):
+    x, gradients = problem(shape)
+    gradients[:, 0] = 0
+    oracle = oracles.COAP(x, rank=2, refresh_every=1)
+    assert np.all(np.isfinite(trajectory(oracle, gradients)))
+
+
+def test_coap_with_adafactor_scales_its_decay():
+    for size, scale in ((2.0, 2.0), (1e-9, 1e-3)):
+        oracle = oracles.COAP(
+            np.full(MATRIX, size),
+            variant="adafactor",
+            learning_rate=0.1,
+            weight_decay=0.5,
+        )
+        expected = np.full(MATRIX, size * (1 - 0.05 * scale))
+        np.testing.assert_allclose(
+            oracle.step(np.zeros(MATRIX)), expected, rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("variant", ["adamw", "adafactor"])
@@ -537,6 +594,22 @@ def test_soap_without_bases_is_adam_from_the_second_call(shape):
     assert_same(oracle, adam(x), gradients[1:])
 
 
+def test_soap_sorts_its_second_moment_with_its_basis():
+    # Diagonal gradients: the bases are permutations, and turn nothing.
+    x, _ = problem((3, 3))
+    diagonals = [[3, 2, 1], [3, 2, 1], [1, 2, 6], [1, 2, 6], [1, 2, 6]]
+    gradients = np.array([np.diag(np.array(d, float)) for d in diagonals])
+    arguments = {"learning_rate": 1e-3, "beta_1": 0.9, "beta_2": 0.5}
+    oracle = oracles.SOAP(x, refresh_every=2, epsilon=1e-6, **arguments)
+    oracle.step(gradients[0])
+    before = np.abs(oracle.basis[0])
+    adam = oracles.SubsetNorm(x, subsets=1, **arguments)
+    assert_same(oracle, adam, gradients[1:])
+    after = np.abs(oracle.basis[0])
+    np.testing.assert_allclose(before, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(after, np.eye(3)[[2, 1, 0]].T, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4)])
 def test_soap_on_one_side_turns_the_smaller(shape):
     x, gradients = problem(shape)
@@ -591,6 +664,12 @@ def test_hfac_without_momentum_is_adafactor():
     assert_same(oracles.HFac(x, beta_1=0.0, **axes), adafactor, gradients)
 
 
+def test_hfac_clips_vectors():
+    x, gradients = problem((5,))
+    moved = oracles.HFac(x, clip_threshold=0.1).step(gradients[0]) - x
+    np.testing.assert_allclose(oracles.common.rms(moved), 1e-4, rtol=1e-10)
+
+
 def test_fadam_without_clipping_and_momentum_is_adam():
     x, gradients = problem(MATRIX)
     oracle = oracles.FAdam(x, beta_1=0.0, clip_threshold=None, weight_decay=0.0)
@@ -605,6 +684,15 @@ def test_fadam_has_one_epsilon_for_gradients_of_unit_size(mode):
     latest = oracles.FAdam(x, **arguments)
     other = oracles.FAdam(x, epsilon_mode=mode, **arguments)
     assert_same(latest, other, gradients)
+
+
+def test_fadam_epsilon_follows_small_gradients_in_the_paper_large_in_the_port():
+    x, gradients = problem(MATRIX)
+    gradients = gradients / np.sqrt((gradients**2).mean((1, 2), keepdims=True))
+    for size, paper, port in ((0.25, 1e-2, 2.5e-3), (4.0, 4e-2, 1e-2)):
+        left = oracles.FAdam(x, epsilon=paper, epsilon_mode="paper_v3")
+        right = oracles.FAdam(x, epsilon=port, epsilon_mode="port")
+        assert_same(left, right, size * gradients)
 
 
 def test_fadam_spends_its_decay_on_what_has_no_gradient_unless_masked():
