@@ -1,13 +1,10 @@
-"""Float64 transcriptions of the papers: slow, plain, numpy only.
-
-Each is written from the paper, not from the library: full matrices where the
-library keeps factors, sums where it has means, Adam's own bias correction
-where it has a corrected decay.
-"""
+"""Adafactor."""
 
 import math
 
 import numpy as np
+
+from tests.oracles.common import Axes
 
 
 class Adafactor:
@@ -39,29 +36,13 @@ class Adafactor:
     ):
         self.__dict__.update(locals())
         self.x = np.array(x, dtype="float64")
-        ndim = self.x.ndim
-        kept = [a for a in range(ndim) if a not in (*rows, *cols, *batch)]
-        # (batch, kept, rows, cols), each group of axes merged into one.
-        self.order = [*batch, *kept, *rows, *cols]
-        shape = self.x.shape
-        self.merged = tuple(
-            math.prod(shape[a] for a in axes)
-            for axes in (batch, kept, rows, cols)
-        )
+        self.axes = Axes(self.x.shape, rows, cols, batch)
+        merged = self.axes.merged
         # Accumulated with explicit weights, so that no decay is transcribed.
-        self.m = np.zeros(self.merged)
-        self.v_row = np.zeros(self.merged[:3])
-        self.v_col = np.zeros((*self.merged[:2], self.merged[3]))
+        self.m = np.zeros(merged)
+        self.v_row = np.zeros(merged[:3])
+        self.v_col = np.zeros((*merged[:2], merged[3]))
         self.t = 0
-
-    def merge(self, x):
-        return (
-            np.asarray(x, "float64").transpose(self.order).reshape(self.merged)
-        )
-
-    def split(self, x):
-        shape = [self.x.shape[a] for a in self.order]
-        return x.reshape(shape).transpose(np.argsort(self.order))
 
     def beta_2_t(self):
         t = max(self.t - self.step_offset, 1)
@@ -73,7 +54,7 @@ class Adafactor:
 
     def step(self, g):
         self.t += 1
-        g, x = self.merge(g), self.merge(self.x)
+        g, x = self.axes.merge(g), self.axes.merge(self.x)
         slices = (1, 2, 3)
 
         # Algorithm 4, lines 5 to 7, with sums as in the paper.
@@ -105,28 +86,5 @@ class Adafactor:
             if self.max_parameter_scale is not None:
                 scale = np.minimum(scale, self.max_parameter_scale)
             rho = rho * scale
-        self.x = self.split(x - rho * u)
-        return self.x
-
-
-class Adam:
-    """Kingma and Ba (2015), Algorithm 1."""
-
-    def __init__(self, x, learning_rate, beta_1, beta_2, epsilon):
-        self.__dict__.update(locals())
-        self.x = np.array(x, dtype="float64")
-        self.m = np.zeros_like(self.x)
-        self.v = np.zeros_like(self.x)
-        self.t = 0
-
-    def step(self, g):
-        self.t += 1
-        g = np.asarray(g, "float64")
-        self.m = self.beta_1 * self.m + (1 - self.beta_1) * g
-        self.v = self.beta_2 * self.v + (1 - self.beta_2) * g**2
-        m_hat = self.m / (1 - self.beta_1**self.t)
-        v_hat = self.v / (1 - self.beta_2**self.t)
-        self.x = self.x - self.learning_rate * m_hat / (
-            np.sqrt(v_hat) + self.epsilon
-        )
+        self.x = self.axes.split(x - rho * u)
         return self.x
