@@ -5,6 +5,8 @@ from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
+from keras_adafactor.optimizers.smmf import SMMF
+from keras_adafactor.optimizers.soap import SOAP
 from keras_adafactor.rule import Step
 from keras_adafactor.rule import UpdateRule
 from keras_adafactor.state_report import state_report
@@ -14,6 +16,8 @@ __all__ = [
     "Adafactor",
     "AdamWRule",
     "AxisGroups",
+    "SMMF",
+    "SOAP",
     "StateSpec",
     "Step",
     "UpdateRule",

@@ -11,15 +11,27 @@ import contextlib
 import keras
 
 if keras.backend.backend() == "jax":
+    import jax
     from jax.experimental.sparse import JAXSparse
 
     def _is_sparse(gradient):
         return isinstance(gradient, JAXSparse)
 
+    def full_precision():
+        """Products made here are float32 on a TPU too, not bfloat16.
+
+        A basis of Gram matrices rounded to bfloat16 is not orthogonal.
+        """
+        return jax.default_matmul_precision("highest")
+
 else:
 
     def _is_sparse(gradient):
         return False
+
+    def full_precision():
+        # Neither TensorFlow nor PyTorch has such a scope.
+        return contextlib.nullcontext()
 
 
 if keras.backend.backend() == "tensorflow":

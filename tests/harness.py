@@ -15,11 +15,11 @@ MODES = {
 }[BACKEND]
 
 
-def problem(shape, steps=20, seed=0, scale=1.0):
+def problem(shape, steps=20, seed=0, scale=1.0, decades=3.0):
     """A starting point and gradients over six decades, as float32."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape).astype("float32")
-    decades = 10.0 ** rng.uniform(-3, 3, size=(steps, *shape))
+    decades = 10.0 ** rng.uniform(-decades, decades, size=(steps, *shape))
     gradients = scale * rng.normal(size=(steps, *shape)) * decades
     return x, gradients.astype("float32")
 
@@ -67,14 +67,18 @@ def run(optimizer, starts, gradients, mode="eager", dtype="float32"):
     Returns:
         Variables after the last step.
     """
-    variables = [
+    made = variables(starts, dtype)
+    step = make_step(optimizer, made, mode)
+    for row in gradients:
+        step([ops.convert_to_tensor(g, dtype=dtype) for g in row])
+    return made
+
+
+def variables(starts, dtype="float32"):
+    return [
         keras.Variable(start, dtype=dtype, name=f"w{i}")
         for i, start in enumerate(starts)
     ]
-    step = make_step(optimizer, variables, mode)
-    for row in gradients:
-        step([ops.convert_to_tensor(g, dtype=dtype) for g in row])
-    return variables
 
 
 def values(variables):

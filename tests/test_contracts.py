@@ -6,17 +6,16 @@ import pytest
 from keras import ops
 
 from tests import harness
-from tests.optimizers import SHAPES
 from tests.optimizers import TABLE
 
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 modes = pytest.mark.parametrize("mode", harness.MODES)
 
 
-def dense_problems(**kwargs):
+def dense_problems(row, **kwargs):
     problems = [
-        harness.problem(shape, seed=i, **kwargs)
-        for i, shape in enumerate(SHAPES)
+        harness.problem(shape, seed=i, decades=row.decades, **kwargs)
+        for i, shape in enumerate(row.shapes)
     ]
     starts = [x for x, _ in problems]
     return starts, list(zip(*(g for _, g in problems), strict=True))
@@ -25,10 +24,10 @@ def dense_problems(**kwargs):
 @modes
 @rows
 def test_equals_the_oracle_over_20_steps(row, mode):
-    starts, gradients = dense_problems()
+    starts, gradients = dense_problems(row)
     variables = harness.run(row.optimizer(), starts, gradients, mode)
     for i, (shape, got) in enumerate(
-        zip(SHAPES, harness.values(variables), strict=True)
+        zip(row.shapes, harness.values(variables), strict=True)
     ):
         oracle = row.oracle(starts[i], shape)
         for step in gradients:
@@ -40,9 +39,11 @@ def test_equals_the_oracle_over_20_steps(row, mode):
 @rows
 def test_slots_have_exact_names_shapes_dtypes_and_order(row):
     optimizer = row.optimizer()
-    variables = [keras.Variable(np.zeros(shape), name="w") for shape in SHAPES]
+    variables = [
+        keras.Variable(np.zeros(shape), name="w") for shape in row.shapes
+    ]
     optimizer.build(variables)
-    for shape, (path, slots) in zip(SHAPES, optimizer.slots(), strict=True):
+    for shape, (path, slots) in zip(row.shapes, optimizer.slots(), strict=True):
         assert path == "w"
         assert [
             (name, tuple(slot.shape), slot.dtype)
@@ -66,13 +67,16 @@ def test_config_round_trip_gives_the_same_optimizer(row):
 def test_state_stays_float32_for_low_precision_weights(row):
     for dtype in ("bfloat16", "float16"):
         optimizer = row.optimizer()
-        starts, gradients = dense_problems(steps=3, scale=1e-3)
+        starts, gradients = dense_problems(row, steps=3, scale=1e-3)
         variables = harness.run(
             optimizer, starts, gradients, harness.MODES[-1], dtype
         )
         assert all(v.dtype == dtype for v in variables)
-        for _, slots in optimizer.slots():
-            assert {slot.dtype for slot in slots.values()} == {"float32"}
+        for shape, (_, slots) in zip(
+            row.shapes, optimizer.slots(), strict=True
+        ):
+            dtypes = [dtype for _, _, dtype in row.slots(shape)]
+            assert [slot.dtype for slot in slots.values()] == dtypes
             assert all(
                 np.isfinite(v).all() for v in harness.values(slots.values())
             )
@@ -83,7 +87,7 @@ def test_state_stays_float32_for_low_precision_weights(row):
 def test_low_precision_weights_follow_the_oracle_within_their_rounding(row):
     # 20 unbiased roundings, each within one unit in the last place.
     for dtype, unit in (("bfloat16", 2.0**-7), ("float16", 2.0**-10)):
-        starts, gradients = dense_problems(scale=1e-2)
+        starts, gradients = dense_problems(row, scale=1e-2)
         starts = [
             np.array(ops.cast(ops.cast(x, dtype), "float32")) for x in starts
         ]
@@ -95,7 +99,7 @@ def test_low_precision_weights_follow_the_oracle_within_their_rounding(row):
             row.optimizer(), starts, gradients, harness.MODES[-1], dtype
         )
         for i, got in enumerate(harness.values(variables)):
-            oracle = row.oracle(starts[i], SHAPES[i])
+            oracle = row.oracle(starts[i], row.shapes[i])
             for step in gradients:
                 expected = oracle.step(step[i])
             error = np.abs(got - expected) / np.maximum(np.abs(starts[i]), 0.1)
@@ -105,66 +109,81 @@ def test_low_precision_weights_follow_the_oracle_within_their_rounding(row):
 
 @rows
 def test_zero_tiny_and_huge_gradients_equal_the_oracle(row):
-    starts, gradients = dense_problems(steps=8)
-    magnitudes = [0.0, 1e-30, 0.0, 1e-18, 1e-3, 1e18, 1e18, 1e-18]
+    starts, gradients = dense_problems(row, steps=8)
+    # No two of one size: a matrix of signs may have equal eigenvalues.
     gradients = [
-        [np.sign(g) * magnitude for g in step]
-        for step, magnitude in zip(gradients, magnitudes, strict=True)
+        [np.sign(g) * (1 - np.abs(np.sin(g)) / 2) * magnitude for g in step]
+        for step, magnitude in zip(gradients, row.magnitudes, strict=True)
     ]
     optimizer = row.optimizer()
     variables = harness.run(optimizer, starts, gradients, harness.MODES[-1])
     for i, got in enumerate(harness.values(variables)):
-        oracle = row.oracle(starts[i], SHAPES[i])
+        oracle = row.oracle(starts[i], row.shapes[i])
         for step in gradients:
             expected = oracle.step(step[i].astype("float32"))
-        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            got, expected, rtol=2 * row.tolerance, atol=row.tolerance
+        )
     assert int(optimizer.skipped_updates) == 0
 
 
-def poisoned(gradients, shapes, poison):
+def poisoned(gradients, which, poison):
     """Copies of the gradients, with one element replaced in some."""
     copies = [np.array(gradient) for gradient in gradients]
-    for shape in shapes:
-        copies[SHAPES.index(shape)][(0,) * len(shape)] = poison
+    for i in which:
+        copies[i][(0,) * copies[i].ndim] = poison
     return copies
+
+
+def moving(row, slots):
+    """Values of the slots that move in every step."""
+    return harness.values(
+        [slot for name, slot in slots.items() if name not in row.resting]
+    )
 
 
 @rows
 def test_a_poisoned_gradient_skips_its_variable_alone(row):
-    starts, gradients = dense_problems(steps=5)
+    starts, gradients = dense_problems(row, steps=5)
     optimizer = row.optimizer()
     variables = [keras.Variable(x, name="w") for x in starts]
     step = harness.make_step(optimizer, variables, harness.MODES[-1])
     step([ops.convert_to_tensor(g) for g in gradients[0]])
-    hit = ((), (40, 3))
+    hit = (0, 3)  # a scalar, and a matrix
     # The last is finite, its square is not.
     for count, poison in enumerate([np.nan, np.inf, -np.inf, 1e30], start=1):
         weights = harness.values(variables)
         slots = [harness.values(s.values()) for _, s in optimizer.slots()]
+        moved = [moving(row, s) for _, s in optimizer.slots()]
         bad = poisoned(gradients[count], hit, poison)
         step([ops.convert_to_tensor(g) for g in bad])
-        for i, shape in enumerate(SHAPES):
-            now = harness.values(optimizer.slots()[i][1].values())
-            kept = [
-                np.array_equal(a, b) for a, b in zip(now, slots[i], strict=True)
-            ] + [np.array_equal(harness.values(variables)[i], weights[i])]
-            assert all(kept) if shape in hit else not any(kept)
+        for i in range(len(row.shapes)):
+            now = optimizer.slots()[i][1]
+            pairs = [(harness.values(variables)[i], weights[i])]
+            if i in hit:
+                pairs += zip(
+                    harness.values(now.values()), slots[i], strict=True
+                )
+            else:
+                pairs += zip(moving(row, now), moved[i], strict=True)
+            kept = [np.array_equal(a, b) for a, b in pairs]
+            assert all(kept) if i in hit else not any(kept)
         assert int(optimizer.skipped_updates) == 2 * count
         assert int(optimizer.iterations) == 1 + count
 
 
 @rows
 def test_a_poisoned_gradient_can_skip_the_whole_step(row):
-    starts, gradients = dense_problems(steps=3)
+    starts, gradients = dense_problems(row, steps=3)
     mode = harness.MODES[-1]
     reference = row.optimizer()
     expected = harness.run(reference, starts, gradients, mode)
     optimizer = row.optimizer(skip_nonfinite="step")
     steps = [
         gradients[0],
-        poisoned(gradients[1], [(7,)], np.nan),
+        poisoned(gradients[1], [1], np.nan),
         gradients[1],
-        poisoned(gradients[1], [(40, 3)], -np.inf),
+        poisoned(gradients[1], [3], -np.inf),
         gradients[2],
     ]
     variables = harness.run(optimizer, starts, steps, mode)
@@ -175,7 +194,8 @@ def test_a_poisoned_gradient_can_skip_the_whole_step(row):
         harness.values([*expected, *_slots(reference)]),
         strict=True,
     ):
-        np.testing.assert_array_equal(got, wanted)
+        # Two programs: fused otherwise, they may round otherwise.
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 def _slots(optimizer):
@@ -185,14 +205,17 @@ def _slots(optimizer):
 @rows
 def test_still_moves_and_still_listens_at_a_million_steps(row):
     optimizer = row.optimizer()
-    x, gradients = harness.problem((3, 40), steps=3)
+    x, gradients = harness.problem(row.shapes[3], steps=3, decades=row.decades)
     variable = keras.Variable(x, name="w")
     optimizer.build([variable])
     optimizer.apply([ops.convert_to_tensor(gradients[0])])
-    optimizer._iterations.assign(1_000_000)
-    before = harness.values([variable, *_slots(optimizer)])
+    ((_, slots),) = optimizer.slots()
+    for counter in (optimizer._iterations, slots.get("count")):
+        if counter is not None:
+            counter.assign(1_000_000)
+    before = [*moving(row, slots), *harness.values([variable])]
     optimizer.apply([ops.convert_to_tensor(gradients[1])])
-    after = harness.values([variable, *_slots(optimizer)])
+    after = [*moving(row, slots), *harness.values([variable])]
     for old, new in zip(before, after, strict=True):
         assert np.isfinite(new).all()
         assert not np.array_equal(old, new)
@@ -200,14 +223,16 @@ def test_still_moves_and_still_listens_at_a_million_steps(row):
 
 @rows
 def test_compiled_steps_equal_eager_steps(row):
-    starts, gradients = dense_problems(steps=5)
+    starts, gradients = dense_problems(row, steps=5)
     eager, *compiled = [
         harness.values(harness.run(row.optimizer(), starts, gradients, mode))
         for mode in harness.MODES
     ]
     for other in compiled:
         for a, b in zip(eager, other, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(
+                a, b, rtol=row.tolerance, atol=row.tolerance
+            )
 
 
 @rows
@@ -222,15 +247,15 @@ def test_is_traced_once(row):
             return super().update_rule(*args)
 
     optimizer = Counting(**row.arguments)
-    starts, gradients = dense_problems(steps=4)
+    starts, gradients = dense_problems(row, steps=4)
     harness.run(optimizer, starts, gradients, harness.MODES[-1])
-    assert len(traces) == len(SHAPES)
+    assert len(traces) == len(row.shapes)
 
 
 @rows
 def test_update_rule_keeps_its_keys_and_shapes(row):
     optimizer = row.optimizer()
-    for shape in SHAPES:
+    for shape in row.shapes:
         x, (g,) = harness.problem(shape, steps=1)
         spec = optimizer.state_spec(shape, "w")
         state = {k: ops.zeros(s.shape) for k, s in spec.items()}

@@ -1,5 +1,7 @@
 """Moving averages of moments, whole and factored into rows and columns."""
 
+import math
+
 from keras import ops
 
 
@@ -61,6 +63,17 @@ def debiased_decay_rate(t, beta):
         float32 scalar in (0, 1]; 1 at `t = 1`, `1 - beta` in the limit.
     """
     return (1.0 - beta) / -ops.expm1(t * ops.log(ops.cast(beta, t.dtype)))
+
+
+def bias_correction(t, beta_1, beta_2):
+    """`sqrt(1 - beta_2 ** t) / (1 - beta_1 ** t)`, Adam's, in one factor.
+
+    Args:
+        t: Float scalar >= 1, the step.
+        beta_1, beta_2: Floats in (0, 1).
+    """
+    second = -ops.expm1(t * math.log(beta_2))
+    return ops.sqrt(second) / -ops.expm1(t * math.log(beta_1))
 
 
 def factored_mean(x, groups):
