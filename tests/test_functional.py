@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_adafactor import StateSpec
+from keras_adafactor.functional import bits
+from keras_adafactor.functional import eigenbasis
+from keras_adafactor.functional import matricization
 from keras_adafactor.functional import moments
 from keras_adafactor.functional import quantization
 from keras_adafactor.functional import rounding
@@ -171,3 +175,129 @@ def test_clipping_divides_by_the_excess_over_the_threshold(threshold):
         np.testing.assert_allclose(
             ops.convert_to_numpy(clipped), min(size, threshold), rtol=1e-6
         )
+
+
+# Bits.
+
+BIT_SHAPES = [(), (1,), (7,), (8,), (9,), (16, 3), (3, 16), (5, 3), (2, 3, 4)]
+
+
+@pytest.mark.parametrize("shape", BIT_SHAPES, ids=str)
+def test_bits_come_back(shape):
+    booleans = np.random.default_rng(0).random(shape) < 0.5
+    packed = bits.pack_bits(ops.convert_to_tensor(booleans))
+    assert keras.backend.standardize_dtype(packed.dtype) == "uint8"
+    assert tuple(packed.shape) == bits.packed_shape(shape)
+    again = ops.convert_to_numpy(bits.unpack_bits(packed, shape))
+    np.testing.assert_array_equal(again, booleans)
+
+
+def test_bits_are_packed_along_the_first_axis_that_eight_divides():
+    assert bits.packed_shape((3, 16)) == (3, 2)
+    assert bits.packed_shape((16, 24)) == (2, 24)
+    assert bits.packed_shape((4096, 4096)) == (512, 4096)
+    # Nothing that eight divides: the longest is padded.
+    assert bits.packed_shape((5, 3)) == (1, 3)
+    # A shard of bytes holds the bits of a shard of elements.
+    booleans = np.random.default_rng(0).random((16, 3)) < 0.5
+    whole = ops.convert_to_numpy(bits.pack_bits(booleans))
+    for half in (slice(0, 8), slice(8, 16)):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(bits.pack_bits(booleans[half])),
+            whole[half.start // 8 : half.stop // 8],
+        )
+
+
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [("sign_bits", [-1, -1, 1, -1, 1]), ("ternary_bits", [-1, 0, 1, 0, 1])],
+)
+def test_signs_are_seen_as_numbers(storage, expected):
+    spec = StateSpec.like((5,), storage)
+    value = np.array([-2.0, 0.0, 1e-30, -0.0, np.inf], "float32")
+    arrays = spec.encode(ops.convert_to_tensor(value), 1, 0)
+    assert [tuple(a.shape) for a in arrays] == [
+        array.shape for array in spec.arrays().values()
+    ]
+    seen = spec.decode(arrays, "float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(seen), expected)
+
+
+# Matrices.
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (0, (0, 1)),
+        (1, (1, 1)),
+        (2, (2, 1)),
+        (12, (4, 3)),
+        (36, (6, 6)),
+        (97, (97, 1)),
+        (4096**2, (4096, 4096)),
+        # Beyond what a float64 root can tell from its neighbours.
+        ((2**27 + 1) * (2**27 - 1), None),
+    ],
+)
+def test_square_shape_is_the_pair_of_divisors_nearest_to_the_root(
+    size, expected
+):
+    found = matricization.square_shape(size)
+    assert found[0] * found[1] == size
+    if expected is None:
+        expected = (2**27 + 1, 2**27 - 1)
+    assert found == expected
+
+
+def test_merged_neighbours_keep_the_product():
+    merge = matricization.merge_neighbours
+    assert merge((2, 2, 4), 7) == (4, 4)
+    assert merge((2, 3, 4), 100) == (24,)
+    assert merge((50, 3, 4), 10) == (50, 3, 4)
+
+
+# Bases.
+
+
+def test_rotation_along_every_axis_is_undone():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 4, 5)).astype("float32")
+    bases = {
+        axis: ops.convert_to_tensor(
+            np.linalg.qr(rng.normal(size=(d, d)))[0].astype("float32")
+        )
+        for axis, d in enumerate(x.shape)
+    }
+    rotated = eigenbasis.rotate(ops.convert_to_tensor(x), bases)
+    expected = np.einsum(
+        "abc,ai,bj,ck->ijk", x, *(np.array(b) for b in bases.values())
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(rotated), expected, atol=1e-5
+    )
+    again = eigenbasis.rotate(rotated, bases, back=True)
+    np.testing.assert_allclose(ops.convert_to_numpy(again), x, atol=1e-5)
+
+
+def test_power_steps_end_at_the_eigenvectors():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    matrix = (basis * [16.0, 8.0, 4.0, 2.0, 1.0]) @ basis.T
+    matrix = ops.convert_to_tensor(matrix.astype("float32"))
+    expected = ops.convert_to_numpy(eigenbasis.eigenvectors(matrix))
+    largest = np.abs(expected).argmax(0)
+    assert (expected[largest, range(5)] > 0).all()
+    found = ops.eye(5, dtype="float32")
+    for _ in range(40):
+        order, found = eigenbasis.power_step(matrix, found)
+    np.testing.assert_array_equal(ops.convert_to_numpy(order), range(5))
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-4)
+
+
+def test_zero_matrix_has_an_orthonormal_basis():
+    zero = ops.zeros((4, 4))
+    _, after = eigenbasis.power_step(zero, ops.eye(4))
+    for basis in (eigenbasis.eigenvectors(zero), after):
+        basis = ops.convert_to_numpy(basis)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-6)
