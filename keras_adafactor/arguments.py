@@ -165,7 +165,7 @@ def check_recognized(keywords, cls):
         return
     arguments = [*inspect.signature(cls).parameters, *known]
     meant = {
-        name: difflib.get_close_matches(name, arguments, n=2)
+        name: sorted(difflib.get_close_matches(name, arguments, n=2))
         for name in unknown
     }
     hints = [

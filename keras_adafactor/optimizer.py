@@ -296,14 +296,17 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate):
+        learning_rate = _checked_learning_rate(learning_rate)
         self._check_learning_rate(learning_rate)
+        self._warn_of_learning_rate(learning_rate)
         # Keras' own setter: a property cannot be assigned through `super()`.
-        keras.optimizers.Optimizer.learning_rate.fset(
-            self, _checked_learning_rate(learning_rate)
-        )
+        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
     def _check_learning_rate(self, learning_rate):
         """Raises where the constructor would, for a new learning rate."""
+
+    def _warn_of_learning_rate(self, learning_rate):
+        """Warns where a new learning rate is not what it seems."""
 
     @property
     def effective_learning_rate(self):

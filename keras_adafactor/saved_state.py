@@ -49,6 +49,8 @@ def load(optimizer, store):
         ValueError: If it does not fit the optimizer.
     """
     saved = {key: np.asarray(store[key]) for key in store.keys()}
+    if not saved and not optimizer.built:
+        return
     if not saved:
         warnings.warn(
             f"Optimizer '{optimizer.name}' keeps the state it has: the file "

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from dataclasses import field
 
 import keras
 
 from keras_adafactor.optimizer import UpdateRuleOptimizer
+from keras_adafactor.optimizer import path_of
 
 ADAM_BYTES_PER_PARAMETER = 8  # two float32 averages
 
@@ -38,12 +40,15 @@ class StateReport:
     """The state of an optimizer: a table when printed, rows as data.
 
     Attributes:
-        optimizer: String, the optimizer's name.
+        optimizer: String, the optimizer's class.
         rows: List of `VariableState`, one a variable.
+        uncounted: List of paths: variables that a `MultiOptimizer` gives to
+            optimizers of others.
     """
 
     optimizer: str
     rows: list[VariableState]
+    uncounted: list[str] = field(default_factory=list)
 
     @property
     def parameters(self):
@@ -83,6 +88,7 @@ class StateReport:
                 }
                 for row in self.rows
             ],
+            "uncounted": list(self.uncounted),
         }
 
     def __str__(self):
@@ -119,6 +125,10 @@ class StateReport:
             f"({self.bytes_per_parameter:.4f} a parameter); Adam: "
             f"{self.adam_bytes:,} ({ADAM_BYTES_PER_PARAMETER})"
         )
+        if self.uncounted:
+            lines.append(
+                "not counted, of other optimizers: " + ", ".join(self.uncounted)
+            )
         return "\n".join(lines)
 
 
@@ -128,9 +138,9 @@ def state_report(optimizer_or_model, variables=None):
     Works before the first step: nothing is built.
 
     Args:
-        optimizer_or_model: An optimizer of this package (or a
-            `keras.optimizers.LossScaleOptimizer` around one), or a model
-            compiled with one.
+        optimizer_or_model: An optimizer of this package, a
+            `keras.optimizers.LossScaleOptimizer` or `MultiOptimizer` around
+            one, or a model compiled with one of these.
         variables: List of variables, for an optimizer that is not built.
             Defaults to the trainable variables of the model, or to those the
             optimizer is built with.
@@ -156,21 +166,28 @@ def state_report(optimizer_or_model, variables=None):
         variables = variables or optimizer_or_model.trainable_variables
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
-    if not isinstance(optimizer, UpdateRuleOptimizer):
+    inner = getattr(optimizer, "optimizers", [optimizer])
+    ours = [o for o in inner if isinstance(o, UpdateRuleOptimizer)]
+    if not ours:
         raise ValueError(
             "Argument `optimizer_or_model` must be an optimizer of "
             "keras_adafactor or a model compiled with one. Received: "
             f"optimizer_or_model={optimizer_or_model!r}"
         )
-    variables = variables or optimizer.variables_built_with
+    if not variables:
+        variables = [v for o in ours for v in o.variables_built_with]
     if not variables:
         raise ValueError(
             "Argument `variables` must be given for an optimizer that is not "
             f"built. Received: variables={variables!r}"
         )
+    # `MultiOptimizer` has no public name for its choice.
+    choice = getattr(optimizer, "_optimizer_map", lambda variable: optimizer)
+    chosen = [(choice(variable), variable) for variable in variables]
     return StateReport(
         optimizer=type(optimizer).__name__,
-        rows=[_state_of(optimizer, variable) for variable in variables],
+        rows=[_state_of(o, variable) for o, variable in chosen if o in ours],
+        uncounted=[path_of(v) for o, v in chosen if o not in ours],
     )
 
 

@@ -256,3 +256,18 @@ def test_numbers_of_numpy_are_taken_as_pythons(name, value):
 def test_every_argument_is_in_the_table():
     config = Adafactor(beta_1=0.9).get_config()
     assert set(config) == set(WRONG)
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("epsilon", "`epsilon_1` or `epsilon_2`"),
+        ("beta1", "`beta_1`"),
+        ("weight_deca", "`weight_decay`"),
+    ],
+)
+def test_unknown_argument_is_answered_with_the_one_that_is_meant(
+    argument, meant
+):
+    with pytest.raises(ValueError, match=f"For `{argument}`.*{meant}"):
+        Adafactor(**{argument: 0.1})

@@ -127,3 +127,28 @@ def test_report_refuses_what_it_cannot_know():
         keras_adafactor.state_report(keras.optimizers.Adam())
     with pytest.raises(ValueError, match="Argument `variables` must be given"):
         keras_adafactor.state_report(Adafactor())
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"),
+    reason="this Keras has no MultiOptimizer yet",
+)
+def test_report_of_a_multi_optimizer_counts_what_is_ours():
+    model = dense_model()
+    multi = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(
+            Adafactor(), {".*bias": keras.optimizers.Adam()}
+        )
+    )
+    model.compile(multi, "mse")
+    for _ in range(2):
+        report = keras_adafactor.state_report(model)
+        assert [row.path.rpartition("/")[2] for row in report.rows] == [
+            "kernel"
+        ]
+        assert [path.rpartition("/")[2] for path in report.uncounted] == [
+            "bias"
+        ]
+        assert report.total_bytes == 1280
+        assert "not counted, of other optimizers" in str(report)
+        model.fit(np.ones((4, 256)), np.ones((4, 64)), verbose=0)

@@ -215,8 +215,9 @@ def test_the_name_alone_is_keras_own():
 def test_copy_of_an_unbuilt_optimizer_is_independent():
     optimizer = Adafactor(0.25, beta_1=0.9, axis_groups=AXIS_GROUPS["table"])
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Optimizer .* keeps the state")
+        warnings.simplefilter("error", UserWarning)
         copied = copy.deepcopy(optimizer)
+        pickle.loads(pickle.dumps(optimizer))
     assert copied.get_config() == optimizer.get_config()
     copied.learning_rate = 0.5
     assert float(as_numpy(optimizer.learning_rate)) == 0.25
@@ -640,6 +641,89 @@ def test_skip_mismatch_loads_the_weights_alone(tmp_path):
         np.testing.assert_array_equal(as_numpy(variable), value)
     for name, weight in trained.items():
         np.testing.assert_array_equal(weights(model)[name], weight)
+
+
+@pytest.mark.parametrize("theirs", [keras.optimizers.Adam,
+                                    lambda: Adafactor(beta_1=0.9)])  # fmt: skip
+def test_skip_mismatch_leaves_an_optimizer_that_trains(tmp_path, theirs):
+    path = saved(tmp_path, theirs())
+    model = probe_model(STARTS, Adafactor())
+    # As the error of the misfit advises.
+    model.optimizer.build(model.trainable_variables)
+    with pytest.warns(UserWarning, match="could not be loaded"):
+        model.load_weights(path, skip_mismatch=True)
+    fit(model, gradients(2, SHAPES))
+    assert int(as_numpy(model.optimizer.iterations)) == 2
+
+
+def test_file_of_adam_does_not_wait_in_an_optimizer_without_slots(tmp_path):
+    path = saved(tmp_path, keras.optimizers.Adam())
+    model = probe_model(STARTS, Adafactor())
+    with pytest.warns(UserWarning, match="could not be loaded"):
+        model.load_weights(path, skip_mismatch=True)
+    for _ in range(2):
+        fit(model, gradients(2, SHAPES))
+    assert int(as_numpy(model.optimizer.iterations)) == 4
+
+
+def test_error_of_an_optimizer_without_slots_counts_what_is_in_the_file(
+    tmp_path,
+):
+    path = saved(tmp_path, keras.optimizers.Adam())
+    model = probe_model(STARTS, Adafactor())
+    # iteration, learning rate, and two moments of two variables.
+    with pytest.raises(ValueError, match="6 variables in the file"):
+        model.load_weights(path)
+    fit(model, gradients(1, SHAPES))
+
+
+def test_waiting_state_that_does_not_fit_goes_on_waiting(tmp_path):
+    path = saved(tmp_path, Adafactor(beta_1=0.9))
+    model = probe_model(STARTS, Adafactor())
+    model.load_weights(path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="does not fit"):
+            fit(model, gradients(1, SHAPES))
+        assert not model.optimizer.built
+
+
+def test_learning_rate_that_could_not_be_loaded_is_refused(tmp_path):
+    optimizer = Adafactor(0.05, warmup_steps=10)
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    for wrong, message in (
+        (schedule, "Argument `warmup_steps` must be None unless"),
+        (-1.0, "Argument `learning_rate` must be a number >= 0"),
+        (float("nan"), "Argument `learning_rate` must be"),
+        (keras.optimizers.schedules.ExponentialDecay, "`learning_rate` must"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.learning_rate = wrong
+    assert float(as_numpy(optimizer.learning_rate)) == np.float32(0.05)
+
+
+@pytest.mark.filterwarnings("ignore:A schedule is used as it is given")
+def test_schedule_that_was_set_later_comes_back(tmp_path):
+    optimizer = Adafactor(0.05)
+    model = probe_model(STARTS, optimizer)
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    optimizer.learning_rate = schedule
+    fit(model, gradients(2, SHAPES))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert_same_state(model, loaded)
+    for each in (model, loaded):
+        fit(each, gradients(2, SHAPES))
+    assert_same_state(model, loaded)
+
+
+def test_optimizers_are_numbered_as_keras_numbers_them():
+    keras.backend.clear_session()
+    names = [Adafactor().name for _ in range(3)]
+    assert names == [
+        "keras_adafactor_adafactor",
+        "keras_adafactor_adafactor_1",
+        "keras_adafactor_adafactor_2",
+    ]
 
 
 def weights_of(path):

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from typing import Unpack
 
 import keras
@@ -222,6 +223,27 @@ class Adafactor(UpdateRuleOptimizer):
             "a schedule has its own warm-up",
             self.warmup_steps,
         )
+
+    def _warn_of_learning_rate(self, learning_rate):
+        if not self._cut_off:
+            return
+        if callable(learning_rate):
+            warnings.warn(
+                "A schedule is used as it is given: from now on no relative "
+                "step of `1 / sqrt(t)` caps the learning rate.",
+                stacklevel=4,
+            )
+            return
+        used = float(ops.convert_to_numpy(self.effective_learning_rate))
+        now = float(ops.convert_to_numpy(self.learning_rate))
+        if self.warmup_steps is None and used < learning_rate < now:
+            warnings.warn(
+                f"A learning rate of {float(learning_rate):.4g} changes "
+                f"nothing: the relative step is at {used:.4g} already, its "
+                "cap of `1 / sqrt(t)`. See `effective_learning_rate`, or give "
+                "`relative_step=False`.",
+                stacklevel=4,
+            )
 
     def _check_combinations(self):
         check(
