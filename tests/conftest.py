@@ -65,6 +65,11 @@ def pytest_configure(config):
         "markers",
         f"virtual_devices: runs where the CPU is {VIRTUAL_DEVICES} devices",
     )
+    config.addinivalue_line(
+        "markers",
+        "exhaustive: one more setting of what other tests cover; -m '' runs "
+        "all",
+    )
     if keras.backend.backend() == "jax":
         _keep_what_jax_compiles(config.cache.mkdir("jax"))
 

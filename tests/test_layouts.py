@@ -13,6 +13,7 @@ import pytest
 from keras_adafactor import Adafactor
 from keras_adafactor import AxisGroups
 from tests import probe
+from tests.optimizers import MAIN
 from tests.probe import as_numpy
 from tests.probe import gradients
 from tests.probe import probe_model
@@ -138,6 +139,46 @@ def test_steps_across_shards_equal_one_device(settings):
     with distributed(model_parallel(RULES["columns"])):
         model = trained(settings)
     assert_equal_to_one_device(model, settings)
+
+
+@pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
+def test_every_optimizer_across_shards_equals_one_device(row):
+    # Square: the Gram matrices of its gradients have no null space.
+    rng = np.random.default_rng(0)
+    starts = {
+        "kernel": rng.normal(size=(16, 16)).astype("float32"),
+        "bias": rng.normal(size=(16,)).astype("float32"),
+    }
+
+    def build():
+        optimizer = row.optimizer(weight_decay=0.1)
+        model = probe_model(starts, optimizer)
+        optimizer.build(model.trainable_variables)
+        return model
+
+    rules = {".*kernel.w.*": ("batch", "model"), ".*bias.w.*": ("model",)}
+    with distributed(model_parallel(rules)):
+        model = build()
+        before = [spec(v) for v in variables(model)]
+        for variable, (_, slots) in zip(
+            model.trainable_variables, model.optimizer.slots(), strict=True
+        ):
+            for slot in slots.values():
+                if slot.shape == variable.shape and slot.dtype == "float32":
+                    # A basis of a square weight is split along one axis.
+                    assert spec(slot)[0] in spec(variable)
+        fit(model)
+        assert [spec(v) for v in variables(model)] == before
+        found = [as_numpy(v) for v in model.trainable_variables]
+    alone = fit(build())
+    for value, variable in zip(found, alone.trainable_variables, strict=True):
+        np.testing.assert_allclose(
+            value,
+            as_numpy(variable),
+            rtol=50 * row.tolerance,
+            atol=50 * row.tolerance,
+            err_msg=variable.path,
+        )
 
 
 @pytest.mark.parametrize("rules", RULES)

@@ -23,7 +23,7 @@ def _row(name, factored=True, main=False, **arguments):
 
 ROWS = [
     _row("adafactor", main=True),
-    _row("adafactor_momentum", beta_1=0.9),
+    _row("adafactor_momentum", main=True, beta_1=0.9),
     _row("adafactor_unfactored", factored=False),
     _row("adafactor_constant_beta_2", beta_2=0.99),
     _row("adafactor_capped", beta_2_cap=0.5, step_offset=3),
