@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 
@@ -74,7 +75,10 @@ class TranslationConfig:
         changes_run=False,
     )
     data_dir: str | None = _field(
-        None, "Directory of tensorflow-datasets.", changes_run=False
+        None,
+        "Directory of tensorflow-datasets. Default: $TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets.",
+        changes_run=False,
     )
     tfds_name: str = _field(
         "wmt14_translate/de-en",
@@ -101,10 +105,14 @@ class TranslationConfig:
         None, "--data text: target side.", changes_run=False
     )
     synthetic_train_size: int | None = _field(
-        None, "Sentences of the synthetic training split.", minimum=1
+        None,
+        "Sentences of the synthetic training split. Default: 50000.",
+        minimum=1,
     )
     max_train_examples: int | None = _field(
-        None, "Use only the first of the training pairs.", minimum=1
+        None,
+        "Use only the first of the training pairs. Default: all.",
+        minimum=1,
     )
     vocab_size: int = _field(
         2_048, "Pieces of the joint sentencepiece model.", minimum=1
@@ -148,13 +156,22 @@ class TranslationConfig:
         "adafactor", "Optimizer, with its own schedule.", choices=OPTIMIZERS
     )
     learning_rate: float | None = _field(
-        None, "Peak learning rate. Default: the optimizer's.", minimum=0.0
+        None,
+        "Cap of the relative step, or peak. Default: 0.04 (tiny) or 0.01 for "
+        "adafactor and keras_adafactor, (4000 model_dim)^-0.5 for adam and "
+        "adamw, 0.1 for sgd.",
+        minimum=0.0,
     )
     warmup_steps: int | None = _field(
-        None, "Steps of linear warm-up. Default: the optimizer's.", minimum=0
+        None,
+        "Steps of linear warm-up. Default: 0 for adafactor and "
+        "keras_adafactor, else 400 (tiny) or 4000.",
+        minimum=0,
     )
     weight_decay: float | None = _field(
-        None, "Decoupled weight decay. Default: the optimizer's.", minimum=0.0
+        None,
+        "Decoupled weight decay. Default: 0.01 for adamw, else none.",
+        minimum=0.0,
     )
     gradient_accumulation_steps: int = _field(
         1, "Batches whose gradients make one update.", minimum=1
@@ -164,7 +181,9 @@ class TranslationConfig:
         "Type of activations; float16 comes with loss scaling.",
         choices=("none", "bfloat16", "float16"),
     )
-    seed: int = _field(0, "Seed of weights, dropout and batches.", minimum=0)
+    seed: int = _field(
+        0, "Seed of weights, dropout and batches.", minimum=0, below=2**32
+    )
     strategy: str = _field(
         "auto",
         "auto takes a TPU, else several GPUs, else one device.",
@@ -208,7 +227,7 @@ class TranslationConfig:
     )
     test_sentences: int | None = _field(
         None,
-        "Sentences of each test split; all by default.",
+        "Sentences of each test split. Default: all.",
         minimum=1,
         changes_run=False,
     )
@@ -360,6 +379,8 @@ def _check_field(field, value):
             tuple: "whole numbers",
         }[kind]
         raise _invalid(field.name, allowed, value)
+    if kind is float and not math.isfinite(value):
+        raise _invalid(field.name, "a finite number", value)
     if kind is str and not isinstance(value, str):
         raise _invalid(field.name, "a string", value)
     choices = metadata["choices"]

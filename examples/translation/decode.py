@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from examples.translation.devices import host_has_xla
-from examples.translation.sources import notice
+from examples.translation.errors import notice
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf

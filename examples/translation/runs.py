@@ -25,6 +25,7 @@ from examples.translation.config import TranslationConfig
 from examples.translation.decode import Translator
 from examples.translation.errors import UserError
 from examples.translation.model import build_model
+from examples.translation.sources import corpus_kind
 from examples.translation.sources import load_corpus
 from examples.translation.tokenizer import Tokenizer
 
@@ -58,7 +59,8 @@ def existing_run_directory(config):
     """Returns the directory of the run that a configuration describes."""
     if config.run_dir:
         return pathlib.Path(config.run_dir)
-    return run_directory(config, open_corpus(config).kind)
+    kind = corpus_kind(config.data, config.tfds_name, config.data_dir)
+    return run_directory(config, kind)
 
 
 def load_run(run_dir, overrides):
@@ -80,7 +82,7 @@ def load_run(run_dir, overrides):
         saved = TranslationConfig.from_json(
             (run_dir / "config.json").read_text()
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"There is no run in {run_dir}. Train one first, or name its "
             "directory with --run_dir."
@@ -178,8 +180,16 @@ def _refuse(conflicts, run_dir):
 
 @contextlib.contextmanager
 def locked(run_dir):
-    """Holds the directory; the lock goes with the process, however it ends."""
-    with open(run_dir / ".lock", "w") as file:
+    """Makes and holds the directory, until the process ends however it does."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / ".lock", "w")
+    except OSError as error:
+        raise UserError(
+            "--run_dir must be a directory that can be written. Received: "
+            f"{run_dir} ({error.strerror})"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

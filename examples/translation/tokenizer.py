@@ -12,9 +12,9 @@ import sentencepiece
 from etils import epath
 
 from examples.translation.errors import UserError
+from examples.translation.errors import notice
 from examples.translation.sources import Corpus
 from examples.translation.sources import fingerprint
-from examples.translation.sources import notice
 
 # BPE rather than unigram: on the same text it needs as many tokens (1 % fewer
 # at 4,000 pieces), trains ten times faster, is deterministic whatever the
@@ -169,10 +169,16 @@ def train_tokenizer(
     """
     directory = epath.Path(directory)
     key = fingerprint(corpus.fingerprint, _SETTINGS, vocab_size, max_characters)
-    for path in directory.glob(f"tokenizer-{key}-*.model"):
-        return Tokenizer.load(path, fingerprint=path.stem.rpartition("-")[2])
-    tokenizer = _train(_sample(corpus, max_characters), vocab_size)
-    tokenizer.save(directory / f"tokenizer-{key}-{tokenizer.fingerprint}.model")
+    kept = list(directory.glob(f"tokenizer-{key}-*.model"))
+    if kept:
+        tokenizer = Tokenizer.load(
+            kept[0], fingerprint=kept[0].stem.rpartition("-")[2]
+        )
+    else:
+        tokenizer = _train(_sample(corpus, max_characters), vocab_size)
+        tokenizer.save(
+            directory / f"tokenizer-{key}-{tokenizer.fingerprint}.model"
+        )
     if tokenizer.piece_count < vocab_size:
         notice(
             f"The training text holds {tokenizer.piece_count:,} different "

@@ -1,5 +1,6 @@
 """The job: from a configuration to a trained, evaluated, reported run."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,6 +17,7 @@ from examples.translation.checkpoint import TrainingState
 from examples.translation.checkpoint import write_atomically
 from examples.translation.devices import choose_devices
 from examples.translation.errors import UserError
+from examples.translation.errors import notice
 from examples.translation.evaluate import evaluate_splits
 from examples.translation.evaluate import read_pairs
 from examples.translation.evaluate import score_splits
@@ -31,7 +33,6 @@ from examples.translation.runs import locked
 from examples.translation.runs import open_corpus
 from examples.translation.runs import run_directory
 from examples.translation.runs import start_naming
-from examples.translation.sources import notice
 from examples.translation.termination import Termination
 from examples.translation.tokenizer import train_tokenizer
 
@@ -48,7 +49,7 @@ def train(config, termination=None):
         The metrics that are also in `metrics.json`.
 
     Raises:
-        Terminated: SIGTERM came. The same call continues the run.
+        Terminated: SIGTERM or Ctrl-C came. The same call continues the run.
         UserError: The run cannot be done, or is not the one in `run_dir`.
     """
     start_naming()
@@ -58,8 +59,7 @@ def train(config, termination=None):
     check_devices(config, devices)
     corpus = open_corpus(config)
     run_dir = run_directory(config, corpus.kind)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir):
+    with locked(run_dir), explained(run_dir):
         check_same_run(config, run_dir)
         tokenizer = train_tokenizer(
             corpus, run_dir / "cache", config.vocab_size
@@ -77,6 +77,12 @@ def train(config, termination=None):
             },
         )
         checkpoints.check_identity()
+        done = max(checkpoints.steps(), default=0)
+        if config.steps < done:
+            raise UserError(
+                f"--steps must be at least the {done:,} that the run in "
+                f"{run_dir} has done. Received: {config.steps:,}"
+            )
         write_atomically(run_dir / "config.json", config.to_json())
         tokenizer.save(run_dir / "tokenizer.model")
         print(f"run directory: {run_dir}")
@@ -87,6 +93,20 @@ def train(config, termination=None):
         job = Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
         job.fit(termination or Termination())
         return job.finish()
+
+
+@contextlib.contextmanager
+def explained(run_dir):
+    """Says of a full disk, and the like, which run it stopped."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"The run in {run_dir} was stopped: {error}. The same command "
+            "continues it."
+        ) from error
 
 
 class Job:
@@ -161,8 +181,7 @@ class Job:
             if self.devices.on_tpu
             else config.bucket_lengths,
         )
-        in_terminal = sys.stdout.isatty()
-        hooks = self._callbacks(termination, in_terminal)
+        hooks = self._callbacks(termination)
         every = config.checkpoint_every
         with termination.deferred():
             while self.state.step < config.steps:
@@ -185,10 +204,10 @@ class Job:
                     validation_data=validation,
                     callbacks=hooks,
                     shuffle=False,
-                    verbose=1 if in_terminal else 0,
+                    verbose=0,
                 )
 
-    def _callbacks(self, termination, in_terminal):
+    def _callbacks(self, termination):
         config, state = self.config, self.state
 
         def save(model, state):
@@ -206,6 +225,11 @@ class Job:
                 interval=config.checkpoint_every,
                 every=config.bleu_every,
             )
+        progress = (
+            callbacks.ShowProgress
+            if sys.stdout.isatty()
+            else callbacks.PrintProgress
+        )
         hooks = [
             callbacks.AdvanceState(state),
             callbacks.StopOnTermination(termination, state, save),
@@ -220,9 +244,7 @@ class Job:
                 samples,
                 config.sample_sentences,
             ),
-            None
-            if in_terminal
-            else callbacks.PrintProgress(state, config.steps),
+            progress(state, config.steps),
         ]
         return [hook for hook in hooks if hook]
 
@@ -239,6 +261,7 @@ class Job:
             validation_bleu[name] = (
                 translate_pairs(self.translator, validation).score().bleu
             )
+            notice(f"Translating the test sentences, {name} weights ...")
             translations[name] = evaluate_splits(
                 self.translator, self.corpus, sentences=config.test_sentences
             )

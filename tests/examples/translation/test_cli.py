@@ -1,6 +1,10 @@
 import dataclasses
 import io
 import json
+import os
+import pathlib
+import resource
+import signal
 import subprocess
 import sys
 
@@ -8,6 +12,7 @@ import keras
 import pytest
 
 from examples.translation import commands
+from examples.translation.__main__ import VERBS
 from examples.translation.__main__ import main
 from examples.translation.__main__ import parse
 from examples.translation.config import PRESETS
@@ -15,6 +20,7 @@ from examples.translation.config import TranslationConfig
 
 BACKEND = keras.backend.backend()
 PROGRAM = "examples.translation"
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def run(*words):
@@ -53,10 +59,126 @@ def test_train_is_the_default_and_the_preset_fills_in():
 def test_help_lists_verbs_flags_and_defaults(capsys):
     assert run("--help") == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(TranslationConfig):
-        assert f"--{field.name}\n" in text
     assert "Default: 2000 (tiny); 100000 (base); 300000 (big)." in text
     assert "translate  translate sentences" in text
+    _, *flags = text.split("\n  --")
+    fields = dataclasses.fields(TranslationConfig)
+    assert [flag.split()[0] for flag in flags] == [f.name for f in fields]
+    assert all("Default: " in flag for flag in flags)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_lists_what_it_heeds(verb, capsys):
+    assert run(verb, "--help") == 0
+    text = capsys.readouterr().out
+    _, *flags = text.split("\n  --")
+    assert f"{verb}: " in text
+    assert ("steps" in {flag.split()[0] for flag in flags}) == (verb == "train")
+    assert all("Default: " in flag for flag in flags)
+
+
+def test_help_for_a_reader_that_leaves_is_no_error():
+    # More than a pipe holds, so that the writer meets the closed end.
+    program = "import examples.translation.__main__ as m, sys;"
+    program += "m.__doc__ *= 2000; sys.exit(m.main(['', '--help']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("torch", "KERAS_BACKEND must be one of tensorflow, jax. Received: t"),
+        ("jax", "The package jax is not installed."),
+    ],
+)
+def test_a_backend_that_is_not_there_is_named(backend, message):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "import sys; sys.modules['jax'] = None;"
+            "from examples.translation.__main__ import main;"
+            "sys.exit(main(['', 'train']))",
+        ],
+        env=os.environ | {"KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_dir_that_is_a_file_is_refused(tmp_path, data_dir, capsys):
+    path = tmp_path / "file"
+    path.write_text("")
+    words = ("--data_dir", data_dir, "--synthetic_train_size", 600)
+    for run_dir in (path, path / "run"):
+        assert run("--run_dir", run_dir, *words) == 2
+        error = capsys.readouterr().err
+        assert "--run_dir must be a directory that can be written." in error
+    assert run("translate", "--run_dir", path) == 2
+    assert f"There is no run in {path}." in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="Nothing is forbidden to root.")
+def test_a_run_dir_that_cannot_be_written_is_refused(
+    tmp_path, data_dir, capsys
+):
+    tmp_path.chmod(0o555)
+    words = ("--data_dir", data_dir, "--synthetic_train_size", 600)
+    assert run("--run_dir", tmp_path, *words) == 2
+    assert "(Permission denied)" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_message(finished_run, tmp_path):
+    """A limit on the size of files stands in for it."""
+    config = json.loads((finished_run / "config.json").read_text())
+    config |= {"run_dir": str(tmp_path / "run"), "steps": 5, "bleu_every": 0}
+    words = [
+        f"--{name}={str(value).strip('[]')}"
+        for name, value in config.items()
+        if value is not None
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.translation", *words],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (150_000, 150_000)
+        ),
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"The run in {tmp_path / 'run'} was stopped: ")
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_one_translation_prints_nothing_else(finished_run, tmp_path):
+    """Not what C++ libraries log, nor a notice about data it does not read."""
+    run_dir = tmp_path / "runs" / "tiny-synthetic-adafactor"
+    run_dir.parent.mkdir()
+    run_dir.symlink_to(finished_run)
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.translation", "translate", "A dog."]
+        + ["--data_dir", str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

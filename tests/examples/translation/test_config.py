@@ -75,6 +75,15 @@ def test_max_length_cuts_and_extends_the_buckets():
             r"--dropout must be a number. Received: much",
         ),
         (
+            {"learning_rate": float("inf")},
+            r"--learning_rate must be a finite number. Received: inf",
+        ),
+        (
+            {"length_penalty": float("nan")},
+            r"--length_penalty must be a finite number. Received: nan",
+        ),
+        ({"seed": 2**32}, r"--seed must be less than 4294967296."),
+        (
             {"model_dim": 130},
             r"--model_dim must be a multiple of --num_heads \(4\)",
         ),

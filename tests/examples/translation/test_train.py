@@ -132,19 +132,23 @@ def test_every_kind_of_state_continues(small_config, tmp_path):
     assert straight == cut
 
 
-def test_a_terminated_run_continues_bit_for_bit(
-    finished_run, small_config, tmp_path
+@pytest.mark.parametrize(
+    ("signal_number", "name", "status"),
+    [(signal.SIGTERM, "SIGTERM", 0), (signal.SIGINT, "Ctrl-C", 130)],
+)
+def test_a_stopped_run_continues_bit_for_bit(
+    finished_run, small_config, tmp_path, signal_number, name, status
 ):
     config = small_config()
     log = tmp_path / "log"
-    assert stop(config, signal.SIGTERM, after=5, log=log) == 0
-    assert "Stopped by SIGTERM. The same command continues" in log.read_text()
+    assert stop(config, signal_number, after=5, log=log) == status
+    assert f"Stopped by {name}. The same command continues" in log.read_text()
     assert "Traceback" not in log.read_text()
     fit_only(config)
     values, variables, history = checkpoint(tmp_path)
     straight_values, straight_variables, straight = checkpoint(finished_run)
     assert (values, variables) == (straight_values, straight_variables)
-    # SIGTERM may have cut the second interval; the others are whole.
+    # The signal may have cut the second interval; the others are whole.
     assert history[0] == straight[0]
     assert history[2:] == straight[2:]
 
@@ -164,6 +168,20 @@ def test_another_run_is_not_continued(
     with pytest.raises(UserError, match=message):
         train(small_config(run_dir=str(finished_run), **overrides))
     assert (finished_run / "config.json").read_text() == before
+
+
+def test_fewer_steps_than_are_done_are_refused(finished_run, small_config):
+    def stamps():
+        return {
+            path: path.stat().st_mtime_ns
+            for path in finished_run.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
+
+    before = stamps()
+    with pytest.raises(UserError, match="at least the 20 .* Received: 5"):
+        train(small_config(run_dir=str(finished_run), steps=5))
+    assert stamps() == before
 
 
 def test_other_sentences_are_refused(
