@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import json
 import math
-import platform
 import sys
+import time
 
 import keras
 
+from examples.translation import STARTED
 from examples.translation import batching
 from examples.translation import callbacks
 from examples.translation import report
@@ -308,13 +309,11 @@ class Job:
             "config": dataclasses.asdict(self.config),
             "optimizer": describe_optimizer(self.config),
             "devices": self.devices.description,
-            "versions": {
-                "python": platform.python_version(),
-                "keras": keras.__version__,
-                "backend": keras.backend.backend(),
-            },
+            "commit": report.commit(),
+            "versions": report.versions(),
             "steps": self.state.step,
             "training_seconds": sum(row["seconds"] for row in history),
+            "process_seconds": time.monotonic() - STARTED,
             "loss": history[-1]["loss"],
             "val_loss": history[-1]["val_loss"],
             "parameters": sum(math.prod(v.shape) for v in trainable),

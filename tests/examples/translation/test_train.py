@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from examples.translation import runs
 from examples.translation import train as job
@@ -80,6 +81,9 @@ def test_a_run_leaves_what_its_user_needs(finished_run):
     metrics = json.loads((finished_run / "metrics.json").read_text())
     assert "synthetic" in metrics["data"]
     assert metrics["steps"] == 20
+    assert metrics["training_seconds"] < metrics["process_seconds"]
+    assert metrics["versions"]["sacrebleu"] == sacrebleu.__version__
+    assert "commit" in metrics
     assert metrics["config"]["optimizer"] == "adafactor"
     assert metrics["optimizer_state_bytes"] < 0.1 * metrics["adam_state_bytes"]
     assert set(metrics["scores"]) == {"final", "avg4"}
