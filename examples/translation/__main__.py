@@ -13,6 +13,7 @@ import sys
 from absl import flags
 
 from examples.translation.config import PRESETS
+from examples.translation.config import TranslateOptions
 from examples.translation.config import TranslationConfig
 from examples.translation.config import value_type
 from examples.translation.errors import UserError
@@ -20,7 +21,9 @@ from examples.translation.errors import notice
 from examples.translation.termination import Terminated
 from examples.translation.termination import Termination
 
-FIELDS = {field.name: field for field in dataclasses.fields(TranslationConfig)}
+_CONFIG = {f.name: f for f in dataclasses.fields(TranslationConfig)}
+_OPTIONS = {f.name: f for f in dataclasses.fields(TranslateOptions)}
+FIELDS = _CONFIG | _OPTIONS
 _RUN = ("run_dir", "preset", "data", "data_dir", "tfds_name", "optimizer")
 _TEXT = tuple(name for name in FIELDS if name.endswith(("_source", "_target")))
 _SEARCH = ("beam_size", "length_penalty", "max_decode_length")
@@ -28,11 +31,11 @@ _SEARCH = ("beam_size", "length_penalty", "max_decode_length")
 VERBS = {
     "train": (
         "(default) train, evaluate and report; continues a run it finds",
-        tuple(FIELDS),
+        tuple(_CONFIG),
     ),
     "translate": (
-        "translate sentences from the command line, or lines from stdin",
-        (*_RUN, *_SEARCH, "evaluation_batch_size"),
+        "translate sentences from the command line, a file or stdin",
+        (*_RUN, *_OPTIONS, *_SEARCH, "evaluation_batch_size"),
     ),
     "evaluate": (
         "score a trained run on its test splits",
@@ -103,7 +106,8 @@ def help_text(verb=None):
         described = FIELDS[name].metadata["description"]
         if choices := FIELDS[name].metadata["choices"]:
             described += f" One of {', '.join(choices)}."
-        if verb in ("translate", "evaluate", "export") and name not in _RUN:
+        of_a_run = verb in ("translate", "evaluate", "export")
+        if of_a_run and name not in (*_RUN, *_OPTIONS):
             described = described.partition(" Default:")[0]
             described += " Default: that of the run."
         lines += [f"  --{name}", f"      {described}"]
@@ -153,6 +157,14 @@ def parse(argv):
     given = {
         name: values[name].value for name in FIELDS if values[name].present
     }
+    for name in _OPTIONS:
+        if name in given and verb != "translate":
+            raise UserError(f"--{name} goes with translate. Received: {verb}")
+    if sentences and "input" in given:
+        raise UserError(
+            "--input cannot go with sentences of the command line. Received: "
+            f"{sentences[0]}"
+        )
     return verb, given, sentences
 
 
@@ -161,6 +173,9 @@ def run(verb, overrides, sentences):
     if verb == "help":
         print(help_text(*sentences))
         return
+    options = TranslateOptions(
+        **{name: overrides.pop(name) for name in _OPTIONS if name in overrides}
+    )
     config = TranslationConfig.from_preset(**overrides)
     if verb == "train":
         with Termination() as termination:
@@ -168,7 +183,7 @@ def run(verb, overrides, sentences):
         return
     if verb == "translate":
         with _quiet_libraries():
-            _import("commands").translate(config, overrides, sentences)
+            _import("commands").translate(config, overrides, sentences, options)
         return
     commands = _import("commands")
     match verb:

@@ -199,6 +199,18 @@ class SaveCheckpoint(keras.callbacks.Callback):
         self.save(self.model, self.state)
 
 
+class StopEarly(keras.callbacks.Callback):
+    """Ends `fit` when the validation loss has stalled for `patience`."""
+
+    def __init__(self, state, patience):
+        super().__init__()
+        self.state = state
+        self.patience = patience
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = self.state.has_stalled(self.patience)
+
+
 class WriteTensorBoard(keras.callbacks.Callback):
     """Writes the history's last row and the samples, at the global step.
 

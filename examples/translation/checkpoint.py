@@ -43,6 +43,21 @@ class TrainingState:
     step: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
 
+    def best_interval(self):
+        """Returns the index of the first row with the lowest `val_loss`."""
+        losses = [row["val_loss"] for row in self.history]
+        return losses.index(min(losses))
+
+    def has_stalled(self, patience):
+        """Whether `val_loss` has not fallen for `patience` intervals.
+
+        Args:
+            patience: At least 1, or `None` for never.
+        """
+        if not patience or not self.history:
+            return False
+        return len(self.history) - 1 - self.best_interval() >= patience
+
 
 class Checkpoints:
     """The checkpoints of one run.

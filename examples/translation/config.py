@@ -117,6 +117,9 @@ class TranslationConfig:
     vocab_size: int = _field(
         2_048, "Pieces of the joint sentencepiece model.", minimum=1
     )
+    tokenizer_from: str | None = _field(
+        None, "Directory of a run whose vocabulary to take."
+    )
     max_length: int = _field(
         64, "Longest training sentence, in pieces with eos.", minimum=4
     )
@@ -144,6 +147,11 @@ class TranslationConfig:
     norm: str = _field(
         "pre", "Layer normalization before or after.", choices=("pre", "post")
     )
+    init_from: str | None = _field(
+        None,
+        "Directory of a finished run whose weights and vocabulary to start "
+        "from.",
+    )
     label_smoothing: float = _field(
         0.1, "Probability given to the other pieces.", minimum=0.0, below=1.0
     )
@@ -151,6 +159,13 @@ class TranslationConfig:
     # Training.
     steps: int = _field(
         2_000, "Batches to train on.", minimum=1, changes_run=False
+    )
+    patience: int | None = _field(
+        None,
+        "Checkpoints without a lower validation loss after which to stop. "
+        "Default: never.",
+        minimum=1,
+        changes_run=False,
     )
     optimizer: str = _field(
         "adafactor", "Optimizer, with its own schedule.", choices=OPTIMIZERS
@@ -261,7 +276,8 @@ class TranslationConfig:
         """Returns the preset with the named fields changed.
 
         Giving one of `batch_size` and `tokens_per_batch` takes the place of
-        the other. A new `max_length` cuts or extends the preset's buckets.
+        the other. `vocab_size` cannot go with a run to take a vocabulary from.
+        A new `max_length` cuts or extends the preset's buckets.
 
         Raises:
             UserError: Unknown preset or field, or values that do not fit.
@@ -279,6 +295,12 @@ class TranslationConfig:
         ):
             if given in overrides and other not in overrides:
                 values[other] = None
+        for other in ("tokenizer_from", "init_from"):
+            if overrides.get(other) and "vocab_size" in overrides:
+                raise UserError(
+                    f"--{other} brings a vocabulary; it cannot go with "
+                    f"--vocab_size. Received: {overrides['vocab_size']}"
+                )
         if "max_length" in overrides and "bucket_lengths" not in overrides:
             longest = overrides["max_length"]
             preset_lengths = values.get("bucket_lengths", cls.bucket_lengths)
@@ -309,6 +331,29 @@ class TranslationConfig:
             if field.metadata["changes_run"]
             and getattr(self, field.name) != getattr(other, field.name)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslateOptions:
+    """What `translate` reads and writes; flags too, but not of the run."""
+
+    n_best: int | None = _field(
+        None,
+        "Print so many translations of each sentence, a line each: number of "
+        "the sentence, score and translation, with tabs between. Default: "
+        "one, alone.",
+        minimum=1,
+    )
+    input: str | None = _field(
+        None,
+        "File of sentences, a line each, plain or gzip. Default: those of the "
+        "command line, else stdin.",
+    )
+    output: str | None = _field(None, "File to write to. Default: stdout.")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_field(field, getattr(self, field.name))
 
 
 # The sizes, dropout and steps of "Attention Is All You Need", Table 3.
@@ -428,6 +473,18 @@ def _check_pairs(config):
         raise UserError(
             "--virtual_devices splits a CPU; it cannot go with "
             f"--strategy tpu. Received: {config.virtual_devices}"
+        )
+    if config.patience and config.patience >= config.keep_checkpoints:
+        raise _invalid(
+            "patience",
+            f"less than --keep_checkpoints ({config.keep_checkpoints}), so "
+            "that the best is still there at the end",
+            config.patience,
+        )
+    if config.init_from and config.tokenizer_from:
+        raise UserError(
+            "--init_from brings a vocabulary; it cannot go with "
+            f"--tokenizer_from. Received: {config.tokenizer_from}"
         )
     _check_model_parallel(config)
     for name in ("checkpoint_every", "steps"):

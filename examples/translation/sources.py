@@ -400,7 +400,9 @@ class _TextFile:
     problem: str | None = None
 
     def __str__(self):
-        return self.problem or f"{self.lines:,} lines"
+        return self.problem or (
+            f"{self.lines:,} lines" if self.lines else "empty"
+        )
 
 
 def _text_corpus(files):
@@ -443,7 +445,8 @@ def _flags(split):
 
 
 def _check_parallel(split, paths, scans):
-    if any(scan.problem for scan in scans) or scans[0].lines != scans[1].lines:
+    lines = {0 if scan.problem else scan.lines for scan in scans}
+    if len(lines) > 1 or 0 in lines:
         sides = zip(_flags(split), paths, scans, strict=True)
         raise UserError(
             f"The {split} text must be two UTF-8 files, plain or gzip, with as "
@@ -474,8 +477,18 @@ def _scan(path):
         # An OSError of the system has a plain text; one of gzip does not.
         problem = getattr(error, "strerror", None) or f"damaged gzip ({error})"
         return _TextFile(lines, "", problem)
-    problem = None if lines else "empty"
-    return _TextFile(lines, digest.hexdigest(), problem)
+    return _TextFile(lines, digest.hexdigest())
+
+
+def read_lines(path) -> list[str]:
+    """The lines of one file, plain or gzip.
+
+    Raises:
+        UserError: It cannot be read; the message names it.
+    """
+    if problem := _scan(path).problem:
+        raise UserError(f"{path}: {problem}")
+    return list(_lines(path))
 
 
 def _lines(path):

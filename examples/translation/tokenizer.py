@@ -108,6 +108,25 @@ class Tokenizer:
         )
         return row[(row > self.unk_id) & (row < self.piece_count)].tolist()
 
+    def pieces(self) -> list[str]:
+        """The text of each id; what is special or unused has none.
+
+        A byte is written as `<0xE4>`, a space as `▁`.
+        """
+        return [
+            ""
+            if self._processor.is_control(i) or self._processor.is_unknown(i)
+            else self._processor.id_to_piece(i)
+            for i in range(self.piece_count)
+        ]
+
+    def byte_ids(self) -> list[int]:
+        """The ids of the 256 bytes, in order."""
+        return [
+            self._processor.piece_to_id(f"<0x{byte:02X}>")
+            for byte in range(256)
+        ]
+
     def save(self, path) -> None:
         """Writes a plain sentencepiece model, whole or not at all."""
         path = epath.Path(path)

@@ -30,12 +30,13 @@ from examples.translation.optimizers import describe_optimizer
 from examples.translation.runs import build_run_model
 from examples.translation.runs import build_translator
 from examples.translation.runs import check_same_run
+from examples.translation.runs import load_initial_weights
 from examples.translation.runs import locked
 from examples.translation.runs import open_corpus
 from examples.translation.runs import run_directory
+from examples.translation.runs import run_tokenizer
 from examples.translation.runs import start_naming
 from examples.translation.termination import Termination
-from examples.translation.tokenizer import train_tokenizer
 
 
 def train(config, termination=None):
@@ -62,9 +63,7 @@ def train(config, termination=None):
     run_dir = run_directory(config, corpus.kind)
     with locked(run_dir), explained(run_dir):
         check_same_run(config, run_dir)
-        tokenizer = train_tokenizer(
-            corpus, run_dir / "cache", config.vocab_size
-        )
+        tokenizer = run_tokenizer(config, corpus, run_dir)
         check_vocabulary(config, tokenizer)
         checkpoints = Checkpoints(
             run_dir / "checkpoints",
@@ -175,6 +174,8 @@ class Job:
         if restored:
             self.state = restored
             notice(f"Continuing from step {restored.step:,}.")
+        elif config.init_from:
+            load_initial_weights(config, self.model)
         validation = batching.eval_dataset(
             self._encode("validation", drop_long=False),
             _round_up(config.evaluation_batch_size, self.devices.replicas),
@@ -185,7 +186,9 @@ class Job:
         hooks = self._callbacks(termination)
         every = config.checkpoint_every
         with termination.deferred():
-            while self.state.step < config.steps:
+            while self.state.step < config.steps and not self.state.has_stalled(
+                config.patience
+            ):
                 # Keras' epochs are the intervals between checkpoints. The
                 # first may be the rest of one that SIGTERM cut short, the
                 # last may be shorter.
@@ -207,6 +210,11 @@ class Job:
                     shuffle=False,
                     verbose=0,
                 )
+        if self.state.has_stalled(config.patience):
+            notice(
+                f"Stopped after step {self.state.step:,}: the validation loss "
+                f"has not fallen for {config.patience} checkpoints."
+            )
 
     def _callbacks(self, termination):
         config, state = self.config, self.state
@@ -246,6 +254,7 @@ class Job:
                 config.sample_sentences,
             ),
             progress(state, config.steps),
+            callbacks.StopEarly(state, config.patience),
         ]
         return [hook for hook in hooks if hook]
 
@@ -292,6 +301,10 @@ class Job:
         averaged = steps[-self.config.average_checkpoints :]
         if self.config.average_checkpoints > 1 and len(averaged) > 1:
             candidates[f"avg{len(averaged)}"] = averaged
+        if self.config.patience:
+            best = self.state.history[self.state.best_interval()]["step"]
+            if best in steps[:-1]:
+                candidates["best"] = [best]
         return candidates
 
     def _save_model(self):

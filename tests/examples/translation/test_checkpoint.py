@@ -82,6 +82,22 @@ def test_dropout_seeds_are_saved(checkpoints):
     np.testing.assert_array_equal(again, expected)
 
 
+@pytest.mark.parametrize(
+    ("losses", "stalled"),
+    [
+        ([], []),
+        ([3, 2, 1], []),
+        ([3, 2, 2, 2], [1, 2]),
+        ([3, 1, 2, 0.5], []),
+        ([3, 1, 2], [1]),
+    ],
+)
+def test_a_run_stalls_when_its_validation_loss_does(losses, stalled):
+    state = TrainingState(history=[{"val_loss": loss} for loss in losses])
+    assert [n for n in (1, 2, 3) if state.has_stalled(n)] == stalled
+    assert not state.has_stalled(None)
+
+
 def test_nothing_to_restore_is_none(checkpoints):
     assert checkpoints.restore(*build()) is None
 

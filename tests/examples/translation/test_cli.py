@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import io
 import json
 import os
@@ -192,6 +193,9 @@ def test_one_translation_prints_nothing_else(finished_run, tmp_path):
         (["--optimizer=lion"], "--optimizer must be one of adafactor, "),
         (["fly"], "The verb must be one of train, translate, "),
         (["train", "now"], "train takes flags only. Received: now"),
+        (["--n_best=2"], "--n_best goes with translate. Received: train"),
+        (["translate", "--n_best=0"], "--n_best must be at least 1"),
+        (["translate", "--input=a", "Hi."], "--input cannot go with sentences"),
         (["--data=text"], "--data text needs --train_source"),
         (["--virtual_devices=99"], "--virtual_devices 99 came too late"),
     ],
@@ -234,6 +238,59 @@ def test_lines_of_stdin_are_translated(finished_run, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("A dog.\nA cat.\n\n"))
     assert run("translate", "--run_dir", finished_run) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_only_line_feeds_end_a_sentence(finished_run, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("A dog.\u2028A cat.\n"))
+    assert run("translate", "--run_dir", finished_run) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_file_is_translated_into_a_file(finished_run, tmp_path, capsys):
+    sentences = ["A dog.", "", "A man sees the old house."]
+    assert run("translate", "--run_dir", finished_run, *sentences) == 0
+    expected = capsys.readouterr().out
+    path = tmp_path / "in.gz"
+    path.write_bytes(gzip.compress("\n".join(sentences).encode()))
+    files = ("--input", path, "--output", tmp_path / "out")
+    assert run("translate", "--run_dir", finished_run, *files) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "out").read_text() == expected
+
+
+def test_files_that_cannot_be_used_are_named(finished_run, tmp_path, capsys):
+    words = ("translate", "--run_dir", finished_run)
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    assert run(*words, "--input", tmp_path / "empty") == 0
+    assert capsys.readouterr().out == ""
+    for path, problem in (("latin", "line 1 is not"), ("none", "No such file")):
+        assert run(*words, "--input", tmp_path / path) == 2
+        assert f"{tmp_path / path}: {problem}" in capsys.readouterr().err
+    assert run(*words, "--output", tmp_path / "no" / "out", "A dog.") == 2
+    assert f"{tmp_path / 'no' / 'out'}" in capsys.readouterr().err
+
+
+def test_n_best_are_numbered_and_scored(finished_run, capsys):
+    words = ("translate", "--run_dir", finished_run, "A dog.", "A man sees.")
+    assert run(*words) == 0
+    best = capsys.readouterr().out.splitlines()
+    assert run(*words, "--n_best", 2) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [number for number, _, _ in rows] == ["1", "1", "2", "2"]
+    assert [text for _, _, text in rows[::2]] == best
+    scores = [float(score) for _, score, _ in rows]
+    assert scores[0] >= scores[1] and scores[2] >= scores[3]
+    assert run(*words, "--n_best", 3) == 2
+    assert "--n_best must be at most --beam_size (2)" in capsys.readouterr().err
+
+
+def test_a_damaged_configuration_is_named(tmp_path, capsys):
+    for text in ("{", "{}", '{"bucket_lengths": [64], "speed": 3}'):
+        (tmp_path / "config.json").write_text(text)
+        assert run("translate", "--run_dir", tmp_path) == 2
+        path = tmp_path / "config.json"
+        assert f"{path} is damaged, or of" in capsys.readouterr().err
 
 
 def test_no_line_on_stdin_is_no_translation(finished_run, capsys, monkeypatch):

@@ -1,10 +1,13 @@
+import dataclasses
 import json
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
+import keras
 import numpy as np
 import pytest
 import sacrebleu
@@ -206,6 +209,76 @@ def test_other_sentences_are_refused(
     with pytest.raises(UserError, match="its corpus fingerprint is"):
         train(config)
     assert (finished_run / "tokenizer.model").read_bytes() == before
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    finished_run, small_config, tmp_path, monkeypatch
+):
+    """A step of no size leaves them as they were, and nothing is warned of."""
+    warnings.simplefilter("error", UserWarning)
+    monkeypatch.setattr(
+        job.Job, "finish", lambda self: weights.append(self.model.get_weights())
+    )
+    weights = []
+    settings = {"steps": 1, "optimizer": "sgd", "learning_rate": 0.0}
+    settings |= {"bleu_every": 0, "dropout": 0.0}
+    config = small_config(**settings)
+    config = dataclasses.replace(config, init_from=str(finished_run))
+    train(config)
+    model = keras.models.load_model(finished_run / "model.keras", compile=False)
+    for new, old in zip(*weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert (tmp_path / "tokenizer.model").read_bytes() == (
+        finished_run / "tokenizer.model"
+    ).read_bytes()
+    with pytest.raises(UserError, match="--init_from .* .received None."):
+        train(dataclasses.replace(config, init_from=None))
+
+
+def test_weights_that_do_not_fit_are_refused(
+    finished_run, small_config, tmp_path
+):
+    def start(run_dir, **overrides):
+        config = small_config(**overrides)
+        train(dataclasses.replace(config, init_from=str(run_dir)))
+
+    with pytest.raises(UserError, match=r"--model_dim 32 \(received 64\)"):
+        start(finished_run, model_dim=64)
+    with pytest.raises(UserError, match="Cannot load vocabulary"):
+        start(tmp_path / "none")
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / "unfinished").mkdir(exist_ok=True)
+        (tmp_path / "unfinished" / name).symlink_to(finished_run / name)
+    with pytest.raises(
+        UserError, match="unfinished is not finished: it has no"
+    ):
+        start(tmp_path / "unfinished")
+
+
+def test_a_run_takes_the_vocabulary_of_another(
+    finished_run, small_config, tmp_path
+):
+    config = small_config(steps=5, bleu_every=0, synthetic_train_size=500)
+    fit_only(dataclasses.replace(config, tokenizer_from=str(finished_run)))
+    assert (tmp_path / "tokenizer.model").read_bytes() == (
+        finished_run / "tokenizer.model"
+    ).read_bytes()
+
+
+def test_patience_ends_a_run_and_offers_the_best_weights(
+    small_config, tmp_path, capsys
+):
+    """Without a learning rate the first loss is the best."""
+    config = small_config(
+        optimizer="sgd", learning_rate=0.0, patience=2, bleu_every=0
+    )
+    metrics = train(config)
+    assert metrics["steps"] == 15
+    assert list(metrics["scores"]) == ["final", "avg3", "best"]
+    message = "Stopped after step 15: the validation loss has not fallen for 2"
+    assert message in capsys.readouterr().err
+    # The same command only scores again.
+    assert train(config)["steps"] == metrics["steps"]
 
 
 def test_one_process_at_a_time(finished_run, small_config):
