@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 
-_HINT = b"\r\x1b[KSaving. Ctrl-C again stops at once.\n"
+_HINT = b"\nSaving. Ctrl-C again stops at once.\n"
 
 
 class Terminated(BaseException):

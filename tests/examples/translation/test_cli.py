@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -149,12 +148,12 @@ def test_a_full_disk_is_one_message(finished_run, tmp_path):
         if value is not None
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "examples.translation", *words],
+        [
+            *("bash", "-c", 'ulimit -f 150; exec "$@"', "bash"),
+            *(sys.executable, "-m", "examples.translation", *words),
+        ],
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(
-            resource.RLIMIT_FSIZE, (150_000, 150_000)
-        ),
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
