@@ -10,6 +10,7 @@ Writes `results/largest_model.json` after every answer, goes on from there if it
 is started again, and draws `results/largest_model.png`.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -94,6 +95,9 @@ def draw(answers, path):
 
 
 def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
     answers = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name, (arguments, starts) in SLICES.items():
         found = answers.setdefault(name, {})

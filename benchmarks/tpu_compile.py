@@ -10,7 +10,14 @@ needs, which shows what a guard makes wait. Writes `results/tpu_compile.json`
 beside this file.
 """
 
+import argparse
 import os
+
+if __name__ == "__main__":
+    # Before the imports, so that --help needs no compiler.
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"  # run here, compile for a TPU

@@ -33,10 +33,10 @@ import numpy as np
 import tensorflow as tf
 
 from examples.translation.errors import UserError
+from examples.translation.errors import notice
 from examples.translation.packing import first_fit
 from examples.translation.sources import Corpus
 from examples.translation.sources import fingerprint
-from examples.translation.sources import notice
 from examples.translation.tokenizer import Tokenizer
 
 _CACHE_FORMAT = 1

@@ -6,7 +6,9 @@ order of the list they are given in: those that measure add to the logs, then
 """
 
 import dataclasses
+import datetime
 import math
+import shutil
 import time
 
 import keras
@@ -53,7 +55,7 @@ class AdvanceState(keras.callbacks.Callback):
 
 
 class StopOnTermination(keras.callbacks.Callback):
-    """Saves between two batches and leaves `fit` when SIGTERM has come.
+    """Saves between two batches and leaves `fit` when a signal has come.
 
     It hooks the beginning of a batch, not the end: a hook there would make
     Keras wait for the device after every step.
@@ -74,7 +76,7 @@ class StopOnTermination(keras.callbacks.Callback):
                         self.state, step=self.state.step + batch
                     ),
                 )
-            raise Terminated
+            raise Terminated(self.termination.requested)
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -149,7 +151,7 @@ class TranslateSamples(keras.callbacks.Callback):
     """Adds validation BLEU to the logs every so many intervals.
 
     Args:
-        state: `TrainingState`; its best BLEU and step are kept.
+        state: `TrainingState`.
         translator: Has `translate(list[str]) -> list[str]`.
         pairs: (source, reference) to translate.
         interval: Steps of an interval.
@@ -169,11 +171,7 @@ class TranslateSamples(keras.callbacks.Callback):
         if self.state.step % self.period:
             return
         self.translations = translate_pairs(self.translator, self.pairs)
-        bleu = self.translations.score().bleu
-        logs["val_bleu"] = bleu
-        if self.state.best_bleu is None or bleu > self.state.best_bleu:
-            self.state.best_bleu = bleu
-            self.state.best_step = self.state.step
+        logs["val_bleu"] = self.translations.score().bleu
 
 
 class RecordHistory(keras.callbacks.Callback):
@@ -199,6 +197,18 @@ class SaveCheckpoint(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.save(self.model, self.state)
+
+
+class StopEarly(keras.callbacks.Callback):
+    """Ends `fit` when the validation loss has stalled for `patience`."""
+
+    def __init__(self, state, patience):
+        super().__init__()
+        self.state = state
+        self.patience = patience
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.stop_training = self.state.has_stalled(self.patience)
 
 
 class WriteTensorBoard(keras.callbacks.Callback):
@@ -267,3 +277,47 @@ class PrintProgress(keras.callbacks.Callback):
         parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
         parts.append(f"{logs['seconds']:.0f} s")
         print("  ".join(parts), flush=True)
+
+
+class ShowProgress(keras.callbacks.Callback):
+    """A bar and the time left, drawn over itself, for a terminal.
+
+    The cursor waits at its beginning, so that what is told next replaces it;
+    the last bar stays.
+    """
+
+    def __init__(self, state, total_steps):
+        super().__init__()
+        self.state = state
+        self.total_steps = total_steps
+        self._calls = 0
+        self._began = None
+        self._drawn = 0.0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._draw(self.state.step + batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._draw(self.state.step)
+
+    def _draw(self, step):
+        now = time.monotonic()
+        # The first call compiles: timed, it would foretell hours.
+        self._calls += 1
+        if self._calls == 2:
+            self._began = now, step
+        finished = step >= self.total_steps
+        if now - self._drawn < 0.1 and not finished:
+            return
+        self._drawn = now
+        left = "-:--:--"
+        if self._began and step > self._began[1]:
+            began, first = self._began
+            seconds = (now - began) / (step - first) * (self.total_steps - step)
+            left = str(datetime.timedelta(seconds=round(seconds)))
+        text = f"{step:,}/{self.total_steps:,}  {left} left"
+        width = min(40, shutil.get_terminal_size().columns - len(text) - 5)
+        done = width * step // self.total_steps
+        bar = f"[{'#' * done}{'.' * (width - done)}]  " if width > 0 else ""
+        end = "\n" if finished else "\r"
+        print(f"{bar}{text}\x1b[K", end=end, flush=True)

@@ -38,14 +38,25 @@ class TrainingState:
     Attributes:
         step: Batches trained on. The data position follows from it.
         history: One JSON-able dict for each finished interval.
-        best_bleu: Best validation BLEU so far, 0 to 100.
-        best_step: The step that had it.
     """
 
     step: int = 0
     history: list[dict] = dataclasses.field(default_factory=list)
-    best_bleu: float | None = None
-    best_step: int | None = None
+
+    def best_interval(self):
+        """Returns the index of the first row with the lowest `val_loss`."""
+        losses = [row["val_loss"] for row in self.history]
+        return losses.index(min(losses))
+
+    def has_stalled(self, patience):
+        """Whether `val_loss` has not fallen for `patience` intervals.
+
+        Args:
+            patience: At least 1, or `None` for never.
+        """
+        if not patience or not self.history:
+            return False
+        return len(self.history) - 1 - self.best_interval() >= patience
 
 
 class Checkpoints:
@@ -55,7 +66,7 @@ class Checkpoints:
         directory: Where they live; created when missing.
         interval: Steps between two checkpoints. One at another step, that an
             interruption caused, is kept only while it is the newest.
-        keep: Number of newest checkpoints to keep, beside the best one.
+        keep: Number of newest checkpoints to keep.
         identity: JSON-able dict of what a resumed run must have in common
             with the saved one, such as fingerprints of data and vocabulary.
     """
@@ -125,7 +136,7 @@ class Checkpoints:
             self._remove(final)
         os.rename(unfinished, final)
         _sync_directory(self.directory)
-        self._prune(state.best_step)
+        self._prune()
 
     def restore(self, model, optimizer):
         """Puts the newest intact checkpoint into the variables.
@@ -158,7 +169,8 @@ class Checkpoints:
                     for index, variable in enumerate(variables):
                         value = arrays[f"{group}/{index}"]
                         variable.assign(_from_storable(value, variable.dtype))
-            return TrainingState(**description["training"])
+            training = description["training"]
+            return TrainingState(training["step"], training["history"])
         return None
 
     def load_weights(self, model, steps):
@@ -198,13 +210,15 @@ class Checkpoints:
                     "--run_dir, or the settings of that run."
                 )
 
-    def _prune(self, best_step):
+    def _prune(self):
         steps = self.steps()
-        regular = [step for step in steps if step % self.interval == 0]
-        kept = {*regular[-self.keep :], steps[-1], best_step}
-        for step in steps:
-            if step not in kept:
-                self._remove(self.path(step))
+        regular = [
+            step
+            for step in steps
+            if step % self.interval == 0 or step == steps[-1]
+        ]
+        for step in set(steps) - set(regular[-self.keep :]):
+            self._remove(self.path(step))
 
     def _remove(self, path):
         # Renamed first: a deletion cut short must not leave half a

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 
@@ -74,7 +75,10 @@ class TranslationConfig:
         changes_run=False,
     )
     data_dir: str | None = _field(
-        None, "Directory of tensorflow-datasets.", changes_run=False
+        None,
+        "Directory of tensorflow-datasets. Default: $TFDS_DATA_DIR, else "
+        "~/tensorflow_datasets.",
+        changes_run=False,
     )
     tfds_name: str = _field(
         "wmt14_translate/de-en",
@@ -101,13 +105,20 @@ class TranslationConfig:
         None, "--data text: target side.", changes_run=False
     )
     synthetic_train_size: int | None = _field(
-        None, "Sentences of the synthetic training split.", minimum=1
+        None,
+        "Sentences of the synthetic training split. Default: 50000.",
+        minimum=1,
     )
     max_train_examples: int | None = _field(
-        None, "Use only the first of the training pairs.", minimum=1
+        None,
+        "Use only the first of the training pairs. Default: all.",
+        minimum=1,
     )
     vocab_size: int = _field(
         2_048, "Pieces of the joint sentencepiece model.", minimum=1
+    )
+    tokenizer_from: str | None = _field(
+        None, "Directory of a run whose vocabulary to take."
     )
     max_length: int = _field(
         64, "Longest training sentence, in pieces with eos.", minimum=4
@@ -136,6 +147,11 @@ class TranslationConfig:
     norm: str = _field(
         "pre", "Layer normalization before or after.", choices=("pre", "post")
     )
+    init_from: str | None = _field(
+        None,
+        "Directory of a finished run whose weights and vocabulary to start "
+        "from.",
+    )
     label_smoothing: float = _field(
         0.1, "Probability given to the other pieces.", minimum=0.0, below=1.0
     )
@@ -144,17 +160,33 @@ class TranslationConfig:
     steps: int = _field(
         2_000, "Batches to train on.", minimum=1, changes_run=False
     )
+    patience: int | None = _field(
+        None,
+        "Checkpoints without a lower validation loss after which to stop. "
+        "Default: never.",
+        minimum=1,
+        changes_run=False,
+    )
     optimizer: str = _field(
         "adafactor", "Optimizer, with its own schedule.", choices=OPTIMIZERS
     )
     learning_rate: float | None = _field(
-        None, "Peak learning rate. Default: the optimizer's.", minimum=0.0
+        None,
+        "Cap of the relative step, or peak. Default: 0.04 (tiny) or 0.01 for "
+        "adafactor and keras_adafactor, (4000 model_dim)^-0.5 for adam and "
+        "adamw, 0.1 for sgd.",
+        minimum=0.0,
     )
     warmup_steps: int | None = _field(
-        None, "Steps of linear warm-up. Default: the optimizer's.", minimum=0
+        None,
+        "Steps of linear warm-up. Default: 0 for adafactor and "
+        "keras_adafactor, else 400 (tiny) or 4000.",
+        minimum=0,
     )
     weight_decay: float | None = _field(
-        None, "Decoupled weight decay. Default: the optimizer's.", minimum=0.0
+        None,
+        "Decoupled weight decay. Default: 0.01 for adamw, else none.",
+        minimum=0.0,
     )
     gradient_accumulation_steps: int = _field(
         1, "Batches whose gradients make one update.", minimum=1
@@ -164,7 +196,9 @@ class TranslationConfig:
         "Type of activations; float16 comes with loss scaling.",
         choices=("none", "bfloat16", "float16"),
     )
-    seed: int = _field(0, "Seed of weights, dropout and batches.", minimum=0)
+    seed: int = _field(
+        0, "Seed of weights, dropout and batches.", minimum=0, below=2**32
+    )
     strategy: str = _field(
         "auto",
         "auto takes a TPU, else several GPUs, else one device.",
@@ -208,7 +242,7 @@ class TranslationConfig:
     )
     test_sentences: int | None = _field(
         None,
-        "Sentences of each test split; all by default.",
+        "Sentences of each test split. Default: all.",
         minimum=1,
         changes_run=False,
     )
@@ -242,7 +276,8 @@ class TranslationConfig:
         """Returns the preset with the named fields changed.
 
         Giving one of `batch_size` and `tokens_per_batch` takes the place of
-        the other. A new `max_length` cuts or extends the preset's buckets.
+        the other. `vocab_size` cannot go with a run to take a vocabulary from.
+        A new `max_length` cuts or extends the preset's buckets.
 
         Raises:
             UserError: Unknown preset or field, or values that do not fit.
@@ -260,6 +295,12 @@ class TranslationConfig:
         ):
             if given in overrides and other not in overrides:
                 values[other] = None
+        for other in ("tokenizer_from", "init_from"):
+            if overrides.get(other) and "vocab_size" in overrides:
+                raise UserError(
+                    f"--{other} brings a vocabulary; it cannot go with "
+                    f"--vocab_size. Received: {overrides['vocab_size']}"
+                )
         if "max_length" in overrides and "bucket_lengths" not in overrides:
             longest = overrides["max_length"]
             preset_lengths = values.get("bucket_lengths", cls.bucket_lengths)
@@ -290,6 +331,29 @@ class TranslationConfig:
             if field.metadata["changes_run"]
             and getattr(self, field.name) != getattr(other, field.name)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslateOptions:
+    """What `translate` reads and writes; flags too, but not of the run."""
+
+    n_best: int | None = _field(
+        None,
+        "Print so many translations of each sentence, a line each: number of "
+        "the sentence, score and translation, with tabs between. Default: "
+        "one, alone.",
+        minimum=1,
+    )
+    input: str | None = _field(
+        None,
+        "File of sentences, a line each, plain or gzip. Default: those of the "
+        "command line, else stdin.",
+    )
+    output: str | None = _field(None, "File to write to. Default: stdout.")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_field(field, getattr(self, field.name))
 
 
 # The sizes, dropout and steps of "Attention Is All You Need", Table 3.
@@ -360,6 +424,8 @@ def _check_field(field, value):
             tuple: "whole numbers",
         }[kind]
         raise _invalid(field.name, allowed, value)
+    if kind is float and not math.isfinite(value):
+        raise _invalid(field.name, "a finite number", value)
     if kind is str and not isinstance(value, str):
         raise _invalid(field.name, "a string", value)
     choices = metadata["choices"]
@@ -407,6 +473,18 @@ def _check_pairs(config):
         raise UserError(
             "--virtual_devices splits a CPU; it cannot go with "
             f"--strategy tpu. Received: {config.virtual_devices}"
+        )
+    if config.patience and config.patience >= config.keep_checkpoints:
+        raise _invalid(
+            "patience",
+            f"less than --keep_checkpoints ({config.keep_checkpoints}), so "
+            "that the best is still there at the end",
+            config.patience,
+        )
+    if config.init_from and config.tokenizer_from:
+        raise UserError(
+            "--init_from brings a vocabulary; it cannot go with "
+            f"--tokenizer_from. Received: {config.tokenizer_from}"
         )
     _check_model_parallel(config)
     for name in ("checkpoint_every", "steps"):

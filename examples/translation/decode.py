@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from examples.translation.devices import host_has_xla
-from examples.translation.sources import notice
+from examples.translation.errors import notice
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -318,49 +318,56 @@ class Translator:
         Args:
             sentences: List of strings.
         """
-        return translate_in_buckets(
-            sentences, self.tokenizer, self.searches, self.batch_size
-        )
+        return [best for ((best, _),) in self.hypotheses(sentences, n_best=1)]
 
+    def hypotheses(self, sentences, n_best):
+        """Returns the best translations of each sentence with their scores.
 
-def translate_in_buckets(sentences, tokenizer, searches, batch_size):
-    """See `Translator`.
+        Args:
+            sentences: List of strings.
+            n_best: How many of each, at most `beam_size`.
 
-    Args:
-        sentences: List of strings.
-        tokenizer: Joint tokenizer of source and target.
-        searches: Dict from source length to a function from source ids
-            `(batch_size, length)` to ids `(batch_size, K, L)` and scores.
-        batch_size: Rows of a batch.
-
-    Returns:
-        List of strings.
-    """
-    longest = max(searches)
-    encoded = tokenizer.encode(sentences)
-    rows_of = {length: [] for length in sorted(searches)}
-    cut = 0
-    for row, (sentence, ids) in enumerate(zip(sentences, encoded, strict=True)):
-        if not sentence.strip():
-            continue
-        if len(ids) > longest:
-            cut += 1
-            encoded[row] = ids = [*ids[: longest - 1], tokenizer.eos_id]
-        rows_of[next(n for n in rows_of if n >= len(ids))].append(row)
-    if cut:
-        notice(
-            f"{cut:,} of {len(sentences):,} sentences are longer than "
-            f"{longest} pieces; only their beginning is translated."
-        )
-    translations = [""] * len(sentences)
-    for length, rows in rows_of.items():
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            source_ids = np.full((batch_size, length), PAD_ID, "int32")
-            for i, row in enumerate(batch):
-                source_ids[i, : len(encoded[row])] = encoded[row]
-            ids, _ = searches[length](source_ids)
-            texts = tokenizer.decode(ids[: len(batch), 0])
-            for row, text in zip(batch, texts, strict=True):
-                translations[row] = text
-    return translations
+        Returns:
+            List of lists of `(translation, score)`, the best first. Where
+            fewer hypotheses finished, there are fewer.
+        """
+        longest = max(self.searches)
+        encoded = self.tokenizer.encode(sentences)
+        rows_of = {length: [] for length in sorted(self.searches)}
+        cut = 0
+        for row, (sentence, ids) in enumerate(
+            zip(sentences, encoded, strict=True)
+        ):
+            if not sentence.strip():
+                continue
+            if len(ids) > longest:
+                cut += 1
+                encoded[row] = ids = [
+                    *ids[: longest - 1],
+                    self.tokenizer.eos_id,
+                ]
+            rows_of[next(n for n in rows_of if n >= len(ids))].append(row)
+        if cut:
+            notice(
+                f"{cut:,} of {len(sentences):,} sentences are longer than "
+                f"{longest} pieces; only their beginning is translated."
+            )
+        found = [[("", 0.0)] for _ in sentences]
+        for length, rows in rows_of.items():
+            for start in range(0, len(rows), self.batch_size):
+                batch = rows[start : start + self.batch_size]
+                source_ids = np.full((self.batch_size, length), PAD_ID, "int32")
+                for i, row in enumerate(batch):
+                    source_ids[i, : len(encoded[row])] = encoded[row]
+                ids, scores = self.searches[length](source_ids)
+                for i, row in enumerate(batch):
+                    finished = scores[i, :n_best] > -np.inf
+                    finished[0] = True  # even of a model that gives NaN
+                    found[row] = list(
+                        zip(
+                            self.tokenizer.decode(ids[i, :n_best][finished]),
+                            scores[i, :n_best][finished].tolist(),
+                            strict=True,
+                        )
+                    )
+        return found

@@ -1,28 +1,21 @@
-"""A trained model as a TensorFlow SavedModel, and what reads it back.
+"""A trained model as a TensorFlow SavedModel that takes and gives text.
 
-    <path>/saved_model.pb, variables/        piece ids to piece ids
-    <path>/assets.extra/tokenizer.model      the sentencepiece model
-
-The SavedModel needs TensorFlow alone. Its one signature, `serve` (and
-`serving_default`, for TensorFlow Serving), takes `source_ids`, int32 `(B, S)`
-of any size: the pieces of each sentence with eos, padded with 0. It returns a
-dict of `ids`, int32 `(B, K, L)`, and `scores`, float32 `(B, K)`, the best
-hypothesis first.
+It needs TensorFlow alone. Its one signature, `serve` (and `serving_default`,
+for TensorFlow Serving), takes `sentences`, strings `(B,)`, and returns
+`translations`, strings `(B, K)`, and `scores`, float32 `(B, K)`, the best
+hypothesis first. A blank sentence has an empty translation.
 """
 
-import pathlib
-
 import keras
+import numpy as np
 
 from examples.translation.decode import beam_search
-from examples.translation.decode import translate_in_buckets
 from examples.translation.errors import UserError
-from examples.translation.tokenizer import Tokenizer
 
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-_TOKENIZER = pathlib.PurePath("assets.extra", "tokenizer.model")
+_SPACE = "▁"  # what sentencepiece writes for it
 
 
 def export_saved_model(
@@ -34,86 +27,158 @@ def export_saved_model(
     length_penalty=0.6,
     max_decode_length=128,
 ):
-    """Writes a SavedModel that translates ids to ids by beam search.
+    """Writes a SavedModel that translates text by beam search.
 
     It is an ordinary graph without XLA, which any TensorFlow can serve.
 
     Args:
         model: A built `Transformer`.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, of `train_tokenizer`.
         path: Directory to write. What a SavedModel already there holds is
             replaced.
         beam_size: K, the beams and the hypotheses returned.
         length_penalty: alpha of `decode.beam_search`.
-        max_decode_length: L, pieces of the longest translation with its eos.
+        max_decode_length: Pieces of the longest translation with its eos.
 
     Raises:
         UserError: The backend is not TensorFlow.
     """
-    _require_tensorflow("Exporting a SavedModel")
-    path = pathlib.Path(path)
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            "Exporting a SavedModel needs Keras' TensorFlow backend: set "
+            "KERAS_BACKEND=tensorflow. A model trained with another backend "
+            "loads there from its .keras file. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}"
+        )
+    graph_tokenizer = build_graph_tokenizer(tokenizer)
 
-    def serve(source_ids):
+    def serve(sentences):
         ids, scores = beam_search(
             model,
-            source_ids,
+            graph_tokenizer.encode(sentences),
             beam_size=beam_size,
             length_penalty=length_penalty,
             max_decode_length=max_decode_length,
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
         )
-        return {"ids": ids, "scores": scores}
+        return {"translations": graph_tokenizer.decode(ids), "scores": scores}
 
     archive = keras.export.ExportArchive()
     archive.track(model)
+    archive.track(graph_tokenizer)
     archive.add_endpoint(
-        "serve",
-        serve,
-        [tf.TensorSpec((None, None), "int32", name="source_ids")],
+        "serve", serve, [tf.TensorSpec((None,), "string", name="sentences")]
     )
     archive.write_out(str(path), verbose=False)
-    tokenizer.save(path / _TOKENIZER)
 
 
-class SavedTranslator:
-    """Strings to strings through an exported model; a `Translator`'s twin.
+def build_graph_tokenizer(tokenizer):
+    """Returns a `tf.Module` that does what a `Tokenizer` does, in a graph.
 
-    Args:
-        path: What `export_saved_model` wrote.
-        batch_size: Sentences of a batch.
-        bucket_lengths: Lengths that source rows are padded to.
-
-    Raises:
-        UserError: The backend is not TensorFlow, or `path` is not an export.
+    `encode` takes strings `(B,)` and returns ids int32 `(B, S)`, each row with
+    its eos and padded with 0; a blank sentence is 0 throughout. `decode` takes
+    ids `(..., L)` and returns strings `(...)`.
     """
+    pieces = tokenizer.pieces()
+    byte_ids = tokenizer.byte_ids()
+    texts = [piece.encode() for piece in pieces]
+    for byte, i in enumerate(byte_ids):
+        texts[i] = bytes([byte])
+    whole = sorted(
+        {i for i, piece in enumerate(pieces) if piece} - set(byte_ids)
+    )
+    module = tf.Module()
+    # BPE merges first what it learned first: the ids are in that order.
+    module.table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+            [texts[i] for i in whole], np.array(whole, "int32")
+        ),
+        default_value=np.int32(len(texts)),
+    )
+    unknown = len(texts)
 
-    def __init__(
-        self, path, *, batch_size=32, bucket_lengths=(16, 32, 64, 128, 256)
-    ):
-        _require_tensorflow("Loading a SavedModel")
-        path = pathlib.Path(path)
-        self.tokenizer = Tokenizer.load(path / _TOKENIZER)
-        self.batch_size = batch_size
-        self._module = tf.saved_model.load(str(path))
-        self._searches = dict.fromkeys(bucket_lengths, self._search)
-
-    def _search(self, source_ids):
-        outputs = self._module.serve(tf.constant(source_ids))
-        return outputs["ids"].numpy(), outputs["scores"].numpy()
-
-    def translate(self, sentences):
-        """See `decode.Translator.translate`."""
-        return translate_in_buckets(
-            sentences, self.tokenizer, self._searches, self.batch_size
+    def merge(words):
+        """Merges the pair of each word that was learned first, if any."""
+        next_ones = tf.pad(words[:, 1:], [[0, 0], [0, 1]])
+        pairs = words + next_ones
+        ranks = tf.where(next_ones == "", unknown, module.table.lookup(pairs))
+        place = tf.argmin(ranks, axis=1, output_type="int32")[:, None]
+        column = tf.range(tf.shape(words)[1])[None]
+        place = tf.where(
+            tf.reduce_min(ranks, axis=1, keepdims=True) < unknown,
+            place,
+            tf.shape(words)[1],
+        )
+        return tf.where(
+            column < place, words, tf.where(column == place, pairs, next_ones)
         )
 
+    def merge_all(words):
+        def grows(words, before):
+            return tf.reduce_any(words != before)
 
-def _require_tensorflow(what):
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"{what} needs Keras' TensorFlow backend: set "
-            "KERAS_BACKEND=tensorflow. A model trained with another backend "
-            "loads there from its .keras file. Received: "
-            f"KERAS_BACKEND={keras.backend.backend()}"
+        words, _ = tf.while_loop(
+            grows,
+            lambda words, _: (merge(words), words),
+            (merge(words), words),
+            shape_invariants=(tf.TensorShape([None, None]),) * 2,
         )
+        return words
+
+    def encode(sentences):
+        rows = tf.shape(sentences)[0]
+        blank = tf.strings.strip(sentences) == ""
+        text = _SPACE + tf.strings.regex_replace(sentences, " ", _SPACE)
+        characters = tf.strings.unicode_split(text, "UTF-8")
+        # No piece has a space but at its beginning: words are independent.
+        begins = characters.flat_values == _SPACE
+        words = tf.RaggedTensor.from_value_rowids(
+            characters.flat_values, tf.cumsum(tf.cast(begins, "int64")) - 1
+        )
+        sentence_of = tf.boolean_mask(characters.value_rowids(), begins)
+        # One column more: no sentence at all is a batch too.
+        words = merge_all(tf.pad(words.to_tensor(""), [[0, 0], [0, 1]]))
+        there = words != ""
+        sentence_of = tf.boolean_mask(
+            tf.broadcast_to(sentence_of[:, None], tf.shape(there)), there
+        )
+        symbols = tf.boolean_mask(words, there)
+        ids = module.table.lookup(symbols)
+        # What the alphabet lacks goes by its bytes, the others by themselves.
+        known = ids < unknown
+        in_bytes = tf.strings.bytes_split(tf.where(known, "", symbols))
+        values = tf.reshape(
+            tf.io.decode_raw(in_bytes.flat_values, "uint8"), [-1]
+        )
+        in_bytes = in_bytes.with_values(
+            tf.gather(np.array(byte_ids, "int32"), tf.cast(values, "int32"))
+        )
+        ids = tf.concat(
+            [
+                tf.RaggedTensor.from_row_lengths(
+                    tf.boolean_mask(ids, known), tf.cast(known, "int64")
+                ),
+                in_bytes,
+            ],
+            axis=1,
+        )
+        ids = tf.RaggedTensor.from_value_rowids(
+            ids.flat_values,
+            tf.repeat(sentence_of, ids.row_lengths()),
+            nrows=tf.cast(rows, "int64"),
+        )
+        ids = tf.concat([ids, tf.fill([rows, 1], tokenizer.eos_id)], axis=1)
+        return tf.where(blank[:, None], tokenizer.pad_id, ids.to_tensor(0))
+
+    def decode(ids):
+        # Ids that are special or padding of the vocabulary have no text.
+        unused = tokenizer.vocab_size - len(texts)
+        found = tf.gather(tf.constant([*texts, *[b""] * unused]), ids)
+        text = tf.strings.reduce_join(found, axis=-1)
+        text = tf.strings.regex_replace(text, _SPACE, " ")
+        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8")
+        return tf.strings.regex_replace(text, "^ ", "")
+
+    module.encode, module.decode = encode, decode
+    return module

@@ -1,9 +1,15 @@
 """What a run leaves to read: a table, JSON, a CSV and a picture."""
 
+import contextlib
 import csv
+import importlib.metadata
 import io
 import math
+import pathlib
+import platform
+import subprocess
 
+import keras
 from matplotlib.figure import Figure
 
 from examples.translation.checkpoint import numpy_dtype
@@ -23,6 +29,18 @@ HISTORY_COLUMNS = (
     "tokens",
     "seconds",
     "tokens_per_second",
+)
+_PACKAGES = (
+    "keras",
+    "keras_adafactor",
+    "tensorflow",
+    "tensorflow-tpu",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "sentencepiece",
+    "sacrebleu",
+    "tensorflow-datasets",
 )
 
 
@@ -97,6 +115,37 @@ def plot_history(history, title, path):
     figure.savefig(path, format="png", dpi=120)
 
 
+def commit():
+    """Returns the commit of this code, `-dirty` if it was changed since.
+
+    `None` where there is no git, or the code is not a clone.
+    """
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+            + ["--exclude=*"],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def versions():
+    """Returns the versions of Python, the backend and the packages."""
+    found = {
+        "python": platform.python_version(),
+        "backend": keras.backend.backend(),
+    }
+    for package in _PACKAGES:
+        # A TPU's TensorFlow is a package of another name, or there is no jax.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def format_report(metrics):
     """Returns the final table of a run as text.
 
@@ -109,6 +158,8 @@ def format_report(metrics):
         "optimizer": metrics["optimizer"],
         "steps": f"{metrics['steps']:,}",
         "training time": _minutes(metrics["training_seconds"]),
+        "time in all": _minutes(metrics["process_seconds"])
+        + ", since this process began",
         "loss": f"{metrics['loss']:.4f} training, "
         f"{metrics['val_loss']:.4f} validation",
         "parameters": f"{metrics['parameters']:,}",

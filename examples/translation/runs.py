@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import fcntl
 import pathlib
+import warnings
 
 import keras
 
@@ -25,8 +26,10 @@ from examples.translation.config import TranslationConfig
 from examples.translation.decode import Translator
 from examples.translation.errors import UserError
 from examples.translation.model import build_model
+from examples.translation.sources import corpus_kind
 from examples.translation.sources import load_corpus
 from examples.translation.tokenizer import Tokenizer
+from examples.translation.tokenizer import train_tokenizer
 
 
 def open_corpus(config):
@@ -58,7 +61,8 @@ def existing_run_directory(config):
     """Returns the directory of the run that a configuration describes."""
     if config.run_dir:
         return pathlib.Path(config.run_dir)
-    return run_directory(config, open_corpus(config).kind)
+    kind = corpus_kind(config.data, config.tfds_name, config.data_dir)
+    return run_directory(config, kind)
 
 
 def load_run(run_dir, overrides):
@@ -76,15 +80,7 @@ def load_run(run_dir, overrides):
             cannot be changed any more.
     """
     run_dir = pathlib.Path(run_dir)
-    try:
-        saved = TranslationConfig.from_json(
-            (run_dir / "config.json").read_text()
-        )
-    except FileNotFoundError as error:
-        raise UserError(
-            f"There is no run in {run_dir}. Train one first, or name its "
-            "directory with --run_dir."
-        ) from error
+    saved = _read_config(run_dir)
     config = dataclasses.replace(saved, **overrides)
     _refuse(config.conflicts(saved), run_dir)
     tokenizer = Tokenizer.load(run_dir / "tokenizer.model")
@@ -103,6 +99,60 @@ def load_run(run_dir, overrides):
         model = build_run_model(config, tokenizer)
         checkpoints.load_weights(model, checkpoints.steps()[-1:])
     return config, tokenizer, model
+
+
+def _read_config(run_dir):
+    path = run_dir / "config.json"
+    try:
+        return TranslationConfig.from_json(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"There is no run in {run_dir}. Train one first, or name its "
+            "directory with --run_dir."
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged, or of another version: {error}"
+        ) from error
+
+
+def run_tokenizer(config, corpus, run_dir):
+    """Returns the tokenizer of a new run: its own, or that of another."""
+    other = config.init_from or config.tokenizer_from
+    if other is None:
+        return train_tokenizer(corpus, run_dir / "cache", config.vocab_size)
+    return Tokenizer.load(pathlib.Path(other, "tokenizer.model"))
+
+
+def load_initial_weights(config, model):
+    """Puts the weights of the finished run `--init_from` into a model.
+
+    Raises:
+        UserError: There is no such run, or its model is of another shape.
+    """
+    run_dir = pathlib.Path(config.init_from)
+    saved = _read_config(run_dir)
+    names = ("num_layers", "model_dim", "ff_dim", "num_heads", "norm")
+    different = ", ".join(
+        f"--{name} {getattr(saved, name)} (received {getattr(config, name)})"
+        for name in names
+        if getattr(saved, name) != getattr(config, name)
+    )
+    if different:
+        raise UserError(
+            f"The weights of --init_from {run_dir} are those of {different}. "
+            "Use these."
+        )
+    path = run_dir / "model.keras"
+    if not path.exists():
+        raise UserError(
+            f"The run of --init_from {run_dir} is not finished: it has no "
+            "model.keras."
+        )
+    with warnings.catch_warnings():
+        # Keras warns that the file has no state for the optimizer.
+        warnings.filterwarnings("ignore", "Skipping variable loading")
+        model.load_weights(path)
 
 
 def start_naming():
@@ -158,10 +208,7 @@ def build_translator(config, tokenizer, model, most_sentences=None):
 def check_same_run(config, run_dir):
     """Raises `UserError` if the directory holds a run of another kind."""
     if any((run_dir / "checkpoints").glob("step-*")):
-        saved = TranslationConfig.from_json(
-            (run_dir / "config.json").read_text()
-        )
-        _refuse(config.conflicts(saved), run_dir)
+        _refuse(config.conflicts(_read_config(run_dir)), run_dir)
 
 
 def _refuse(conflicts, run_dir):
@@ -178,8 +225,16 @@ def _refuse(conflicts, run_dir):
 
 @contextlib.contextmanager
 def locked(run_dir):
-    """Holds the directory; the lock goes with the process, however it ends."""
-    with open(run_dir / ".lock", "w") as file:
+    """Makes and holds the directory, until the process ends however it does."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / ".lock", "w")
+    except OSError as error:
+        raise UserError(
+            "--run_dir must be a directory that can be written. Received: "
+            f"{run_dir} ({error.strerror})"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

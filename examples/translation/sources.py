@@ -13,7 +13,6 @@ import html
 import io
 import itertools
 import json
-import sys
 import zlib
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from examples.translation.errors import UserError
+from examples.translation.errors import notice
 from examples.translation.synthetic import grammar
 from examples.translation.synthetic.builder import SyntheticTranslate
 
@@ -170,9 +170,12 @@ def load_corpus(
     return corpus
 
 
-def notice(message: str) -> None:
-    """Tells the user one line, on stderr: stdout is for translations."""
-    print(message, file=sys.stderr, flush=True)
+def corpus_kind(data: str, tfds_name: str, data_dir: str | None) -> str:
+    """The `kind` that `load_corpus` gives, without opening anything."""
+    if data != "auto":
+        return data
+    prepared = is_prepared(open_builder(tfds_name, data_dir))
+    return "tfds" if prepared else "synthetic"
 
 
 def fingerprint(*parts) -> str:
@@ -397,7 +400,9 @@ class _TextFile:
     problem: str | None = None
 
     def __str__(self):
-        return self.problem or f"{self.lines:,} lines"
+        return self.problem or (
+            f"{self.lines:,} lines" if self.lines else "empty"
+        )
 
 
 def _text_corpus(files):
@@ -413,6 +418,11 @@ def _text_corpus(files):
     for split, (source, target) in files.items():
         scans[split] = _scan(source), _scan(target)
         _check_parallel(split, (source, target), scans[split])
+        if len({scan.sha256 for scan in scans[split]}) == 1:
+            notice(
+                f"The {split} text is the same on both sides: {source} and "
+                f"{target}."
+            )
 
     def read(split):
         source, target = files[split]
@@ -435,7 +445,8 @@ def _flags(split):
 
 
 def _check_parallel(split, paths, scans):
-    if any(scan.problem for scan in scans) or scans[0].lines != scans[1].lines:
+    lines = {0 if scan.problem else scan.lines for scan in scans}
+    if len(lines) > 1 or 0 in lines:
         sides = zip(_flags(split), paths, scans, strict=True)
         raise UserError(
             f"The {split} text must be two UTF-8 files, plain or gzip, with as "
@@ -466,8 +477,18 @@ def _scan(path):
         # An OSError of the system has a plain text; one of gzip does not.
         problem = getattr(error, "strerror", None) or f"damaged gzip ({error})"
         return _TextFile(lines, "", problem)
-    problem = None if lines else "empty"
-    return _TextFile(lines, digest.hexdigest(), problem)
+    return _TextFile(lines, digest.hexdigest())
+
+
+def read_lines(path) -> list[str]:
+    """The lines of one file, plain or gzip.
+
+    Raises:
+        UserError: It cannot be read; the message names it.
+    """
+    if problem := _scan(path).problem:
+        raise UserError(f"{path}: {problem}")
+    return list(_lines(path))
 
 
 def _lines(path):
@@ -480,9 +501,13 @@ def _lines(path):
 
 @contextlib.contextmanager
 def _open_bytes(path):
-    """Opens a local or `gs://` file, decompressed if it is gzip inside."""
-    with epath.Path(path).expanduser().open("rb") as raw:
-        is_gzip = raw.read(2) == b"\x1f\x8b"
+    """Opens a local or `gs://` file, decompressed if it is gzip inside.
+
+    A file that is only called gzip is refused, as `gzip` itself would.
+    """
+    path = epath.Path(path).expanduser()
+    with path.open("rb") as raw:
+        is_gzip = raw.read(2) == b"\x1f\x8b" or path.suffix == ".gz"
         raw.seek(0)
         if is_gzip:
             with gzip.GzipFile(fileobj=raw) as stream:

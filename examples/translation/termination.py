@@ -1,33 +1,46 @@
-"""SIGTERM, which a machine sends some seconds before it is taken away."""
+"""SIGTERM, which a machine sends before it is taken away, and Ctrl-C."""
 
 import contextlib
+import os
 import signal
+
+_HINT = b"\nSaving. Ctrl-C again stops at once.\n"
 
 
 class Terminated(BaseException):
-    """SIGTERM came; whatever had to be saved has been.
+    """A signal came, whose number it holds; what had to be saved has been.
 
     Not an `Exception`: no library on the way may take it for an error.
     """
 
 
 class Termination:
-    """Turns SIGTERM into `Terminated`, at once or at the next safe moment.
+    """Turns the signals into `Terminated`, at once or at the next safe moment.
 
     Use as a context manager around a job. Inside `deferred()` a signal is only
-    noted in `requested`, for the code there to act on.
+    noted in `requested`, for the code there to act on; a second Ctrl-C is not
+    kept waiting.
+
+    Attributes:
+        requested: Number of the signal that came, 0 if none has.
     """
 
     def __init__(self):
-        self.requested = False
+        self.requested = 0
         self._deferred = False
 
     def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        self._previous = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+        # A shell has Ctrl-C ignored in what it starts in the background.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous[signal.SIGINT] = signal.default_int_handler
+        for number in self._previous:
+            signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception):
-        signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     @contextlib.contextmanager
     def deferred(self):
@@ -37,9 +50,13 @@ class Termination:
         finally:
             self._deferred = False
         if self.requested:
-            raise Terminated
+            raise Terminated(self.requested)
 
     def _receive(self, signal_number, frame):
-        self.requested = True
-        if not self._deferred:
-            raise Terminated
+        impatient = self.requested and signal_number == signal.SIGINT
+        self.requested = signal_number
+        if impatient or not self._deferred:
+            raise Terminated(signal_number)
+        if signal_number == signal.SIGINT:
+            # Not by print, which may be what the signal has interrupted.
+            os.write(2, _HINT)

@@ -12,9 +12,9 @@ import sentencepiece
 from etils import epath
 
 from examples.translation.errors import UserError
+from examples.translation.errors import notice
 from examples.translation.sources import Corpus
 from examples.translation.sources import fingerprint
-from examples.translation.sources import notice
 
 # BPE rather than unigram: on the same text it needs as many tokens (1 % fewer
 # at 4,000 pieces), trains ten times faster, is deterministic whatever the
@@ -108,6 +108,25 @@ class Tokenizer:
         )
         return row[(row > self.unk_id) & (row < self.piece_count)].tolist()
 
+    def pieces(self) -> list[str]:
+        """The text of each id; what is special or unused has none.
+
+        A byte is written as `<0xE4>`, a space as `▁`.
+        """
+        return [
+            ""
+            if self._processor.is_control(i) or self._processor.is_unknown(i)
+            else self._processor.id_to_piece(i)
+            for i in range(self.piece_count)
+        ]
+
+    def byte_ids(self) -> list[int]:
+        """The ids of the 256 bytes, in order."""
+        return [
+            self._processor.piece_to_id(f"<0x{byte:02X}>")
+            for byte in range(256)
+        ]
+
     def save(self, path) -> None:
         """Writes a plain sentencepiece model, whole or not at all."""
         path = epath.Path(path)
@@ -169,10 +188,16 @@ def train_tokenizer(
     """
     directory = epath.Path(directory)
     key = fingerprint(corpus.fingerprint, _SETTINGS, vocab_size, max_characters)
-    for path in directory.glob(f"tokenizer-{key}-*.model"):
-        return Tokenizer.load(path, fingerprint=path.stem.rpartition("-")[2])
-    tokenizer = _train(_sample(corpus, max_characters), vocab_size)
-    tokenizer.save(directory / f"tokenizer-{key}-{tokenizer.fingerprint}.model")
+    kept = list(directory.glob(f"tokenizer-{key}-*.model"))
+    if kept:
+        tokenizer = Tokenizer.load(
+            kept[0], fingerprint=kept[0].stem.rpartition("-")[2]
+        )
+    else:
+        tokenizer = _train(_sample(corpus, max_characters), vocab_size)
+        tokenizer.save(
+            directory / f"tokenizer-{key}-{tokenizer.fingerprint}.model"
+        )
     if tokenizer.piece_count < vocab_size:
         notice(
             f"The training text holds {tokenizer.piece_count:,} different "

@@ -1,13 +1,15 @@
 """The job: from a configuration to a trained, evaluated, reported run."""
 
+import contextlib
 import dataclasses
 import json
 import math
-import platform
 import sys
+import time
 
 import keras
 
+from examples.translation import STARTED
 from examples.translation import batching
 from examples.translation import callbacks
 from examples.translation import report
@@ -16,6 +18,7 @@ from examples.translation.checkpoint import TrainingState
 from examples.translation.checkpoint import write_atomically
 from examples.translation.devices import choose_devices
 from examples.translation.errors import UserError
+from examples.translation.errors import notice
 from examples.translation.evaluate import evaluate_splits
 from examples.translation.evaluate import read_pairs
 from examples.translation.evaluate import score_splits
@@ -27,13 +30,13 @@ from examples.translation.optimizers import describe_optimizer
 from examples.translation.runs import build_run_model
 from examples.translation.runs import build_translator
 from examples.translation.runs import check_same_run
+from examples.translation.runs import load_initial_weights
 from examples.translation.runs import locked
 from examples.translation.runs import open_corpus
 from examples.translation.runs import run_directory
+from examples.translation.runs import run_tokenizer
 from examples.translation.runs import start_naming
-from examples.translation.sources import notice
 from examples.translation.termination import Termination
-from examples.translation.tokenizer import train_tokenizer
 
 
 def train(config, termination=None):
@@ -48,7 +51,7 @@ def train(config, termination=None):
         The metrics that are also in `metrics.json`.
 
     Raises:
-        Terminated: SIGTERM came. The same call continues the run.
+        Terminated: SIGTERM or Ctrl-C came. The same call continues the run.
         UserError: The run cannot be done, or is not the one in `run_dir`.
     """
     start_naming()
@@ -58,12 +61,9 @@ def train(config, termination=None):
     check_devices(config, devices)
     corpus = open_corpus(config)
     run_dir = run_directory(config, corpus.kind)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir):
+    with locked(run_dir), explained(run_dir):
         check_same_run(config, run_dir)
-        tokenizer = train_tokenizer(
-            corpus, run_dir / "cache", config.vocab_size
-        )
+        tokenizer = run_tokenizer(config, corpus, run_dir)
         check_vocabulary(config, tokenizer)
         checkpoints = Checkpoints(
             run_dir / "checkpoints",
@@ -77,6 +77,12 @@ def train(config, termination=None):
             },
         )
         checkpoints.check_identity()
+        done = max(checkpoints.steps(), default=0)
+        if config.steps < done:
+            raise UserError(
+                f"--steps must be at least the {done:,} that the run in "
+                f"{run_dir} has done. Received: {config.steps:,}"
+            )
         write_atomically(run_dir / "config.json", config.to_json())
         tokenizer.save(run_dir / "tokenizer.model")
         print(f"run directory: {run_dir}")
@@ -87,6 +93,20 @@ def train(config, termination=None):
         job = Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
         job.fit(termination or Termination())
         return job.finish()
+
+
+@contextlib.contextmanager
+def explained(run_dir):
+    """Says of a full disk, and the like, which run it stopped."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"The run in {run_dir} was stopped: {error}. The same command "
+            "continues it."
+        ) from error
 
 
 class Job:
@@ -154,6 +174,8 @@ class Job:
         if restored:
             self.state = restored
             notice(f"Continuing from step {restored.step:,}.")
+        elif config.init_from:
+            load_initial_weights(config, self.model)
         validation = batching.eval_dataset(
             self._encode("validation", drop_long=False),
             _round_up(config.evaluation_batch_size, self.devices.replicas),
@@ -161,11 +183,12 @@ class Job:
             if self.devices.on_tpu
             else config.bucket_lengths,
         )
-        in_terminal = sys.stdout.isatty()
-        hooks = self._callbacks(termination, in_terminal)
+        hooks = self._callbacks(termination)
         every = config.checkpoint_every
         with termination.deferred():
-            while self.state.step < config.steps:
+            while self.state.step < config.steps and not self.state.has_stalled(
+                config.patience
+            ):
                 # Keras' epochs are the intervals between checkpoints. The
                 # first may be the rest of one that SIGTERM cut short, the
                 # last may be shorter.
@@ -185,10 +208,15 @@ class Job:
                     validation_data=validation,
                     callbacks=hooks,
                     shuffle=False,
-                    verbose=1 if in_terminal else 0,
+                    verbose=0,
                 )
+        if self.state.has_stalled(config.patience):
+            notice(
+                f"Stopped after step {self.state.step:,}: the validation loss "
+                f"has not fallen for {config.patience} checkpoints."
+            )
 
-    def _callbacks(self, termination, in_terminal):
+    def _callbacks(self, termination):
         config, state = self.config, self.state
 
         def save(model, state):
@@ -206,6 +234,11 @@ class Job:
                 interval=config.checkpoint_every,
                 every=config.bleu_every,
             )
+        progress = (
+            callbacks.ShowProgress
+            if sys.stdout.isatty()
+            else callbacks.PrintProgress
+        )
         hooks = [
             callbacks.AdvanceState(state),
             callbacks.StopOnTermination(termination, state, save),
@@ -220,9 +253,8 @@ class Job:
                 samples,
                 config.sample_sentences,
             ),
-            None
-            if in_terminal
-            else callbacks.PrintProgress(state, config.steps),
+            progress(state, config.steps),
+            callbacks.StopEarly(state, config.patience),
         ]
         return [hook for hook in hooks if hook]
 
@@ -239,6 +271,7 @@ class Job:
             validation_bleu[name] = (
                 translate_pairs(self.translator, validation).score().bleu
             )
+            notice(f"Translating the test sentences, {name} weights ...")
             translations[name] = evaluate_splits(
                 self.translator, self.corpus, sentences=config.test_sentences
             )
@@ -268,6 +301,10 @@ class Job:
         averaged = steps[-self.config.average_checkpoints :]
         if self.config.average_checkpoints > 1 and len(averaged) > 1:
             candidates[f"avg{len(averaged)}"] = averaged
+        if self.config.patience:
+            best = self.state.history[self.state.best_interval()]["step"]
+            if best in steps[:-1]:
+                candidates["best"] = [best]
         return candidates
 
     def _save_model(self):
@@ -285,13 +322,11 @@ class Job:
             "config": dataclasses.asdict(self.config),
             "optimizer": describe_optimizer(self.config),
             "devices": self.devices.description,
-            "versions": {
-                "python": platform.python_version(),
-                "keras": keras.__version__,
-                "backend": keras.backend.backend(),
-            },
+            "commit": report.commit(),
+            "versions": report.versions(),
             "steps": self.state.step,
             "training_seconds": sum(row["seconds"] for row in history),
+            "process_seconds": time.monotonic() - STARTED,
             "loss": history[-1]["loss"],
             "val_loss": history[-1]["val_loss"],
             "parameters": sum(math.prod(v.shape) for v in trainable),

@@ -88,7 +88,7 @@ def test_termination_saves_between_batches_and_stops(fit):
     class Signal(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             if batch == 1 and state.step == 104:
-                termination.requested = True
+                termination.requested = signal.SIGTERM
 
     def save(model, at):
         saved.append((at.step, int(model.optimizer.iterations.numpy())))
@@ -108,28 +108,53 @@ def test_termination_saves_between_batches_and_stops(fit):
 def test_termination_before_the_first_batch_saves_nothing(fit):
     state = TrainingState(step=100)
     termination = Termination()
-    termination.requested = True
+    termination.requested = signal.SIGTERM
     with pytest.raises(Terminated):
         fit([callbacks.StopOnTermination(termination, state, save=None)])
 
 
-def test_sigterm_is_raised_at_once():
-    with pytest.raises(Terminated), Termination():
-        os.kill(os.getpid(), signal.SIGTERM)
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT])
+def signal_number(request):
+    """Either signal, with the handler of a process in the foreground."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield request.param
+    signal.signal(signal.SIGINT, before)
 
 
-def test_sigterm_waits_while_deferred():
+def test_a_signal_is_raised_at_once(signal_number):
+    with pytest.raises(Terminated) as stopped, Termination():
+        os.kill(os.getpid(), signal_number)
+    assert stopped.value.args == (signal_number,)
+
+
+def test_a_signal_waits_while_deferred(signal_number):
+    with pytest.raises(Terminated) as stopped, Termination() as termination:
+        with termination.deferred():
+            os.kill(os.getpid(), signal_number)
+            assert termination.requested == signal_number
+    assert stopped.value.args == (signal_number,)
+
+
+def test_the_second_ctrl_c_does_not_wait(signal_number):
     with pytest.raises(Terminated), Termination() as termination:
         with termination.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert termination.requested
+            os.kill(os.getpid(), signal_number)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("It waited.")
 
 
-def test_the_previous_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
+def test_the_previous_handler_comes_back(signal_number):
+    before = signal.getsignal(signal_number)
     with Termination():
-        pass
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signal_number) is not before
+    assert signal.getsignal(signal_number) is before
+
+
+def test_ctrl_c_that_a_shell_has_ignored_stays_ignored(signal_number):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Termination():
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_nan_stops_the_run_with_advice(fit):
@@ -189,7 +214,7 @@ def test_adafactor_shows_how_much_it_clips(fit, threshold, clipped):
     assert 0.1 < row["update_rms"] < 10
 
 
-def test_bleu_is_scored_every_so_often_and_the_best_kept(fit):
+def test_bleu_is_scored_every_so_often(fit):
     state = TrainingState()
     translator = Translator()
     samples = callbacks.TranslateSamples(
@@ -209,9 +234,7 @@ def test_bleu_is_scored_every_so_often_and_the_best_kept(fit):
     fit(hooks, epochs=4)
     scored = [row["step"] for row in state.history if "val_bleu" in row]
     assert scored == [8, 16]
-    assert state.best_step == 8
-    assert state.best_bleu == state.history[1]["val_bleu"]
-    assert state.best_bleu > state.history[3]["val_bleu"]
+    assert state.history[1]["val_bleu"] > state.history[3]["val_bleu"]
 
 
 def test_tensorboard_gets_scalars_and_translations(fit, tmp_path):
@@ -252,3 +275,36 @@ def test_progress_is_one_line_an_interval(fit, capsys):
     assert len(lines) == 2
     assert lines[0].startswith("step 104/1,000  loss ")
     assert lines[0].endswith(" s")
+
+
+def test_a_terminal_gets_one_line_that_is_drawn_over_itself(
+    fit, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "60")
+    clock = iter(range(1, 100))
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    state = TrainingState(step=92)
+    fit(
+        [
+            callbacks.AdvanceState(state),
+            callbacks.ShowProgress(state, total_steps=100),
+        ],
+        epochs=2,
+    )
+    output = capsys.readouterr().out
+    lines = output.replace("\x1b[K", "").splitlines()
+    assert output.count("\n") == 1 and output.endswith("\n")
+    assert len(lines) == 2 * (4 + 1)
+    assert all(len(line) < 60 for line in lines)
+    assert lines[0].endswith("]  92/100  -:--:-- left")
+    # A second a step since the second one, and one for what is between.
+    assert lines[2].endswith("]  94/100  0:00:06 left")
+    bar = "#" * 34
+    assert lines[-1] == f"[{bar}]  100/100  0:00:00 left"
+
+
+def test_a_bar_has_room_on_a_narrow_terminal(fit, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "10")
+    state = TrainingState()
+    fit([callbacks.AdvanceState(state), callbacks.ShowProgress(state, 4)])
+    assert "[" not in capsys.readouterr().out.replace("\x1b[K", "")

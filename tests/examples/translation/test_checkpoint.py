@@ -62,7 +62,7 @@ def test_restore_gives_back_every_bit(checkpoints, new_optimizer, dtype):
     model, optimizer = build(new_optimizer(), dtype=dtype)
     scramble(model.variables + optimizer.variables, seed=1)
     saved = values(model.variables), values(optimizer.variables)
-    state = TrainingState(7, [{"loss": 1.5}], best_bleu=3.0, best_step=7)
+    state = TrainingState(7, [{"loss": 1.5}])
     checkpoints.save(model, optimizer, state)
 
     scramble(model.variables + optimizer.variables, seed=2)
@@ -82,24 +82,40 @@ def test_dropout_seeds_are_saved(checkpoints):
     np.testing.assert_array_equal(again, expected)
 
 
+@pytest.mark.parametrize(
+    ("losses", "stalled"),
+    [
+        ([], []),
+        ([3, 2, 1], []),
+        ([3, 2, 2, 2], [1, 2]),
+        ([3, 1, 2, 0.5], []),
+        ([3, 1, 2], [1]),
+    ],
+)
+def test_a_run_stalls_when_its_validation_loss_does(losses, stalled):
+    state = TrainingState(history=[{"val_loss": loss} for loss in losses])
+    assert [n for n in (1, 2, 3) if state.has_stalled(n)] == stalled
+    assert not state.has_stalled(None)
+
+
 def test_nothing_to_restore_is_none(checkpoints):
     assert checkpoints.restore(*build()) is None
 
 
-def test_only_the_newest_and_the_best_are_kept(checkpoints):
+def test_only_the_newest_are_kept(checkpoints):
     model, optimizer = build()
     for step in (10, 20, 30, 40):
-        checkpoints.save(model, optimizer, TrainingState(step, best_step=20))
-    assert checkpoints.steps() == [20, 30, 40]
+        checkpoints.save(model, optimizer, TrainingState(step))
+    assert checkpoints.steps() == [30, 40]
 
 
-def test_an_irregular_checkpoint_does_not_displace_the_others(tmp_path):
+def test_an_irregular_checkpoint_is_kept_while_it_is_the_newest(tmp_path):
     checkpoints = Checkpoints(tmp_path, interval=10, keep=2, identity={})
     model, optimizer = build()
     for step, kept in (
         (10, [10]),
         (20, [10, 20]),
-        (23, [10, 20, 23]),
+        (23, [20, 23]),
         (30, [20, 30]),
     ):
         checkpoints.save(model, optimizer, TrainingState(step))

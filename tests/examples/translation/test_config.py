@@ -75,6 +75,15 @@ def test_max_length_cuts_and_extends_the_buckets():
             r"--dropout must be a number. Received: much",
         ),
         (
+            {"learning_rate": float("inf")},
+            r"--learning_rate must be a finite number. Received: inf",
+        ),
+        (
+            {"length_penalty": float("nan")},
+            r"--length_penalty must be a finite number. Received: nan",
+        ),
+        ({"seed": 2**32}, r"--seed must be less than 4294967296."),
+        (
             {"model_dim": 130},
             r"--model_dim must be a multiple of --num_heads \(4\)",
         ),
@@ -120,6 +129,22 @@ def test_max_length_cuts_and_extends_the_buckets():
             r"--run_dir must be a local directory. Received: gs://bucket/run",
         ),
         ({"speed": 3}, r"No such setting: speed"),
+        (
+            {"patience": 5},
+            r"--patience must be less than --keep_checkpoints \(5\)",
+        ),
+        (
+            {"init_from": "runs/a", "vocab_size": 3_000},
+            r"--init_from brings a vocabulary; .* Received: 3000",
+        ),
+        (
+            {"tokenizer_from": "runs/a", "vocab_size": 3_000},
+            r"--tokenizer_from brings a vocabulary; .* Received: 3000",
+        ),
+        (
+            {"tokenizer_from": "runs/a", "init_from": "runs/b"},
+            r"--init_from .* cannot go with --tokenizer_from",
+        ),
     ],
 )
 def test_wrong_values_are_named(overrides, message):

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import math
 
 import keras
 import numpy as np
@@ -424,7 +425,7 @@ def echo_shapes(monkeypatch):
     def compile_echo(model, *, max_decode_length, **options):
         def echo(source_ids):
             shapes.append((*source_ids.shape, max_decode_length))
-            return source_ids[:, None], None
+            return source_ids[:, None], np.zeros((len(source_ids), 1))
 
         return echo
 
@@ -459,6 +460,38 @@ def test_translator_says_what_it_cuts(echo_shapes, capsys):
     )
     assert translator.translate(["abcdefgh", "ab"]) == ["abcdefg", "ab"]
     assert "1 of 2 sentences" in capsys.readouterr().err
+
+
+def test_hypotheses_are_the_best_with_their_scores():
+    options = {"bucket_lengths": (8,), "max_decode_length": 8, "beam_size": 3}
+    translator = Translator(small_model(), LetterTokenizer(), **options)
+    sentences = ["abcd", " ", "hgfedcb"]
+    found = translator.hypotheses(sentences, n_best=3)
+    assert len(found[0]) == 3
+    assert found[1] == [("", 0.0)]
+    for hypotheses in found:
+        scores = [score for _, score in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        assert all(math.isfinite(score) for score in scores)
+    assert len({text for text, _ in found[0]}) == 3
+    assert translator.translate(sentences) == [best[0][0] for best in found]
+    for row, two in enumerate(translator.hypotheses(sentences, n_best=2)):
+        assert two == found[row][:2]
+
+
+def test_fewer_hypotheses_than_asked_for_are_fewer(monkeypatch):
+    scores = np.array([[-1.0, -np.inf], [np.nan, np.nan]], "float32")
+    ids = np.array([[[3, 2], [0, 0]]] * 2)
+    monkeypatch.setattr(
+        decode,
+        "compile_search",
+        lambda model, **options: lambda _: (ids, scores),
+    )
+    translator = Translator(
+        None, LetterTokenizer(), bucket_lengths=(4,), batch_size=2
+    )
+    assert translator.hypotheses(["ab"], n_best=2) == [[("a", -1.0)]]
+    assert translator.translate(["ab", "cd"]) == ["a", "a"]
 
 
 def test_translation_does_not_depend_on_other_sentences():

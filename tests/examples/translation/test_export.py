@@ -1,21 +1,27 @@
-import io
 import json
+import pathlib
+import random
+import re
 import subprocess
 import sys
 import textwrap
+import urllib.request
 
 import keras
 import numpy as np
 import pytest
-import sentencepiece
 
 from examples.translation.decode import Translator
-from examples.translation.decode import beam_search
 from examples.translation.errors import UserError
-from examples.translation.export import SavedTranslator
 from examples.translation.export import export_saved_model
 from examples.translation.model import Transformer
-from examples.translation.tokenizer import Tokenizer
+from examples.translation.sources import Corpus
+from examples.translation.tokenizer import train_tokenizer
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    from examples.translation.export import build_graph_tokenizer
 
 needs_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -23,23 +29,23 @@ needs_tensorflow = pytest.mark.skipif(
 )
 SENTENCES = ["a cat sees a dog", "", "the dog", "the cat sees the small dog"]
 SEARCH = {"beam_size": 3, "length_penalty": 0.6, "max_decode_length": 12}
+README = pathlib.Path(__file__).parents[3] / "examples/translation/README.md"
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(4 * SENTENCES),
-        model_writer=model,
-        vocab_size=40,
-        hard_vocab_limit=False,
-        pad_id=Tokenizer.pad_id,
-        bos_id=Tokenizer.bos_id,
-        eos_id=Tokenizer.eos_id,
-        unk_id=Tokenizer.unk_id,
-        minloglevel=2,
+def tokenizer(tmp_path_factory):
+    words = "the a cat dog sees small house Straße läuft schön".split()
+    sentences = [
+        " ".join(random.Random(i).choices(words, k=9)) for i in range(99)
+    ]
+    corpus = Corpus(
+        name="test",
+        kind="text",
+        fingerprint="test",
+        sizes={"train": len(sentences)},
+        reader=lambda split: iter(zip(sentences, sentences, strict=True)),
     )
-    return Tokenizer(model.getvalue())
+    return train_tokenizer(corpus, tmp_path_factory.mktemp("vocabulary"), 310)
 
 
 @pytest.fixture(scope="module")
@@ -68,34 +74,65 @@ def exported(model, tokenizer, tmp_path_factory):
 
 
 @needs_tensorflow
+def test_a_graph_cuts_sentences_as_sentencepiece_does(tokenizer):
+    letters = "acdeghlmorstuß äö  ,.\t\n\x00é日🙂<0x41>\u2028"
+    sentences = SENTENCES + [
+        " leading and trailing ",
+        "two  spaces",
+        "no-break\u00a0space, ellipsis …",
+        "</s> <s> <pad> <unk> <0x41>",
+        "thethethe catcat",
+        *(
+            "".join(random.Random(i).choices(letters, k=1 + i % 40))
+            for i in range(500)
+        ),
+    ]
+    sentences = [sentence for sentence in sentences if sentence.strip()]
+    module = build_graph_tokenizer(tokenizer)
+    encode = tf.function(
+        module.encode, input_signature=[tf.TensorSpec((None,), "string")]
+    )
+    found = encode(tf.constant(sentences)).numpy()
+    for row, expected in zip(found, tokenizer.encode(sentences), strict=True):
+        np.testing.assert_array_equal(row[: len(expected)], expected)
+        assert not row[len(expected) :].any()
+    texts = [text.decode() for text in module.decode(found).numpy()]
+    assert texts == sentences
+    assert not encode(tf.constant(["", "  "])).numpy().any()
+    assert encode(tf.constant([], "string")).shape[0] == 0
+
+
+@needs_tensorflow
+def test_a_graph_drops_what_is_no_text(tokenizer):
+    decode = build_graph_tokenizer(tokenizer).decode
+    ids = [tokenizer.bos_id, *tokenizer.encode(["dog"])[0], 0, 0]
+    ids += [tokenizer.unk_id, tokenizer.vocab_size - 1]
+    assert tokenizer.vocab_size > tokenizer.piece_count
+    assert decode(tf.constant([ids])).numpy().tolist() == [b"dog"]
+    # Half a letter, which a model may write: still UTF-8.
+    half = tokenizer.byte_ids()["é".encode()[0]]
+    assert decode(tf.constant([half])).numpy().decode() == "\ufffd"
+
+
+@needs_tensorflow
 def test_a_fresh_process_needs_tensorflow_alone(model, tokenizer, exported):
-    source_ids = np.zeros((3, 11), "int32")
-    for row, ids in zip(source_ids, tokenizer.encode(SENTENCES), strict=False):
-        row[: len(ids)] = ids[:11]
     program = f"""
         import json
         import sys
-        import sentencepiece
         import tensorflow as tf
 
         module = tf.saved_model.load({str(exported)!r})
-        # Two shapes: none is built in.
-        source_ids = tf.constant({source_ids.tolist()})
-        outputs = module.signatures["serving_default"](source_ids=source_ids)
-        module.serve(source_ids[:1])
-        assert not [m for m in sys.modules if m.startswith("examples")]
-        tokenizer = sentencepiece.SentencePieceProcessor(
-            {str(exported / "assets.extra" / "tokenizer.model")!r}
-        )
-        print(
-            json.dumps(
-                [
-                    outputs["ids"].numpy().tolist(),
-                    outputs["scores"].numpy().tolist(),
-                    tokenizer.encode({SENTENCES[0]!r}, add_eos=True),
-                ]
-            )
-        )
+        sentences = tf.constant({SENTENCES!r})
+        outputs = module.signatures["serving_default"](sentences=sentences)
+        # No shape is built in.
+        module.serve(sentences[:1])
+        for name in ("examples", "sentencepiece"):
+            assert not [m for m in sys.modules if m.split(".")[0] == name]
+        translations = [
+            [text.decode() for text in row]
+            for row in outputs["translations"].numpy()
+        ]
+        print(json.dumps([translations, outputs["scores"].numpy().tolist()]))
     """
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -104,33 +141,64 @@ def test_a_fresh_process_needs_tensorflow_alone(model, tokenizer, exported):
         check=False,
     )
     assert process.returncode == 0, process.stderr
-    ids, scores, encoded = json.loads(process.stdout.splitlines()[-1])
-    expected_ids, expected_scores = beam_search(model, source_ids, **SEARCH)
-    np.testing.assert_array_equal(ids, expected_ids)
-    np.testing.assert_allclose(scores, expected_scores, atol=1e-5)
-    assert encoded == tokenizer.encode(SENTENCES[:1])[0].tolist()
-
-
-@needs_tensorflow
-def test_translates_strings_as_the_model_does(model, tokenizer, exported):
-    options = {"bucket_lengths": (16,), "batch_size": 2}
-    translations = SavedTranslator(exported, **options).translate(SENTENCES)
-    translator = Translator(model, tokenizer, **options, **SEARCH)
-    assert translations == translator.translate(SENTENCES)
-    assert translations[1] == "" and len(set(translations)) > 2
+    translations, scores = json.loads(process.stdout.splitlines()[-1])
+    translator = Translator(model, tokenizer, bucket_lengths=(16,), **SEARCH)
+    expected = translator.hypotheses(SENTENCES, n_best=3)
+    assert translations[1] == ["", "", ""]
+    for row in (0, 2, 3):
+        assert translations[row] == [text for text, _ in expected[row]]
+        np.testing.assert_allclose(
+            scores[row], [score for _, score in expected[row]], atol=1e-5
+        )
+    assert len({row[0] for row in translations}) > 2
 
 
 @needs_tensorflow
 def test_exports_again_to_the_same_path(model, tokenizer, exported):
-    before = SavedTranslator(exported).translate(SENTENCES)
+    def translate():
+        module = tf.saved_model.load(str(exported))
+        return module.serve(tf.constant(SENTENCES))["translations"].numpy()
+
+    before = translate()
     export_saved_model(model, tokenizer, exported, **SEARCH)
-    assert SavedTranslator(exported).translate(SENTENCES) == before
+    np.testing.assert_array_equal(translate(), before)
 
 
 @needs_tensorflow
-def test_a_path_that_is_no_export_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match=str(tmp_path)):
-        SavedTranslator(tmp_path)
+def test_the_server_of_the_readme_serves(exported, tmp_path):
+    (program,) = re.findall(
+        r"```python\n(import http.server.*?)```", README.read_text(), re.DOTALL
+    )
+    program, count = re.subn(
+        r'"runs/[^"]*"', repr(str(exported)), program, count=1
+    )
+    assert count == 1
+    # A port that is free, and known once the server listens.
+    program, count = re.subn(
+        r"(http.server.HTTPServer\(.*\)).serve_forever\(\)",
+        r"server = \1; print(server.server_port, flush=True);"
+        "server.serve_forever()",
+        program.replace("8000", "0"),
+    )
+    assert count == 1
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        port = int(process.stdout.readline())
+        with urllib.request.urlopen(
+            f"http://localhost:{port}", data=b"the dog\n\na cat"
+        ) as response:
+            lines = response.read().decode().split("\n")
+    finally:
+        process.kill()
+        process.wait()
+    module = tf.saved_model.load(str(exported))
+    best = module.serve(tf.constant(["the dog", "", "a cat"]))["translations"]
+    assert lines == [*(text.decode() for text in best[:, 0].numpy()), ""]
 
 
 @pytest.mark.skipif(
@@ -140,5 +208,3 @@ def test_a_path_that_is_no_export_is_a_user_error(tmp_path):
 def test_other_backends_are_told_what_to_do(tmp_path):
     with pytest.raises(UserError, match="KERAS_BACKEND=tensorflow"):
         export_saved_model(None, None, tmp_path)
-    with pytest.raises(UserError, match="KERAS_BACKEND=tensorflow"):
-        SavedTranslator(tmp_path)

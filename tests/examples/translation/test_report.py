@@ -1,5 +1,6 @@
 import csv
 import io
+import subprocess
 
 import keras
 import pytest
@@ -80,6 +81,25 @@ def test_plot_is_a_png_with_the_title(tmp_path, monkeypatch):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_commit_is_that_of_the_code(monkeypatch):
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    if head.returncode:
+        assert report.commit() is None
+    else:
+        assert report.commit().removesuffix("-dirty") == head.stdout.strip()
+    monkeypatch.setenv("PATH", "")
+    assert report.commit() is None
+
+
+def test_versions_are_those_of_what_ran():
+    versions = report.versions()
+    assert versions["keras"] == keras.version()
+    assert versions["backend"] == keras.backend.backend()
+    assert {"python", "numpy", "sentencepiece"} <= set(versions)
+
+
 def test_report_names_source_state_and_scores():
     score = {
         "sentences": 1_000,
@@ -96,6 +116,7 @@ def test_report_names_source_state_and_scores():
             "optimizer": "adafactor",
             "steps": 2_500,
             "training_seconds": 300.0,
+            "process_seconds": 480.0,
             "loss": 1.5,
             "val_loss": 1.25,
             "parameters": 1_000_000,
@@ -106,7 +127,8 @@ def test_report_names_source_state_and_scores():
         }
     )
     assert "synthetic grammar v1 (not WMT14)" in text
-    assert "5.0 min" in text
+    assert "training time    5.0 min" in text
+    assert "time in all      8.0 min, since this process began" in text
     assert "70,000 bytes; Adam 8,000,000; Keras' Adafactor 4,100,000" in text
     assert text.count("1,000  91.2  95.0       70.0 %") == 2
     assert "BLEU nrefs:1" in text

@@ -313,6 +313,22 @@ def test_text_that_is_not_parallel_is_an_error_about_both_sides(
     assert f"--train_{other} {tmp_path / f'train.{other}'}: 31 lines" in message
 
 
+def test_plain_text_that_is_called_gzip_is_refused(files, tmp_path):
+    path = tmp_path / "train.en.gz"
+    path.write_text("x\n" * 31)
+    with pytest.raises(UserError, match=f"{path}: damaged gzip .Not a gzip"):
+        load_corpus("text", **files | {"train_source": str(path)})
+
+
+def test_the_same_text_on_both_sides_is_told(files, capsys):
+    load_corpus("text", **files)
+    assert capsys.readouterr().err == ""
+    same = {"test_source": files["test_target"]}
+    load_corpus("text", **files | same)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("The test text is the same on both sides: ")
+
+
 def test_text_needs_all_six_files_and_only_text_reads_them(files, tmp_path):
     del files["test_target"], files["validation_source"]
     with pytest.raises(UserError, match="--validation_source, --test_target"):

@@ -1,12 +1,16 @@
+import dataclasses
 import json
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
+import keras
 import numpy as np
 import pytest
+import sacrebleu
 
 from examples.translation import runs
 from examples.translation import train as job
@@ -80,6 +84,9 @@ def test_a_run_leaves_what_its_user_needs(finished_run):
     metrics = json.loads((finished_run / "metrics.json").read_text())
     assert "synthetic" in metrics["data"]
     assert metrics["steps"] == 20
+    assert metrics["training_seconds"] < metrics["process_seconds"]
+    assert metrics["versions"]["sacrebleu"] == sacrebleu.__version__
+    assert "commit" in metrics
     assert metrics["config"]["optimizer"] == "adafactor"
     assert metrics["optimizer_state_bytes"] < 0.1 * metrics["adam_state_bytes"]
     assert set(metrics["scores"]) == {"final", "avg4"}
@@ -132,19 +139,23 @@ def test_every_kind_of_state_continues(small_config, tmp_path):
     assert straight == cut
 
 
-def test_a_terminated_run_continues_bit_for_bit(
-    finished_run, small_config, tmp_path
+@pytest.mark.parametrize(
+    ("signal_number", "name", "status"),
+    [(signal.SIGTERM, "SIGTERM", 0), (signal.SIGINT, "Ctrl-C", 130)],
+)
+def test_a_stopped_run_continues_bit_for_bit(
+    finished_run, small_config, tmp_path, signal_number, name, status
 ):
     config = small_config()
     log = tmp_path / "log"
-    assert stop(config, signal.SIGTERM, after=5, log=log) == 0
-    assert "Stopped by SIGTERM. The same command continues" in log.read_text()
+    assert stop(config, signal_number, after=5, log=log) == status
+    assert f"Stopped by {name}. The same command continues" in log.read_text()
     assert "Traceback" not in log.read_text()
     fit_only(config)
     values, variables, history = checkpoint(tmp_path)
     straight_values, straight_variables, straight = checkpoint(finished_run)
     assert (values, variables) == (straight_values, straight_variables)
-    # SIGTERM may have cut the second interval; the others are whole.
+    # The signal may have cut the second interval; the others are whole.
     assert history[0] == straight[0]
     assert history[2:] == straight[2:]
 
@@ -166,6 +177,20 @@ def test_another_run_is_not_continued(
     assert (finished_run / "config.json").read_text() == before
 
 
+def test_fewer_steps_than_are_done_are_refused(finished_run, small_config):
+    def stamps():
+        return {
+            path: path.stat().st_mtime_ns
+            for path in finished_run.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
+
+    before = stamps()
+    with pytest.raises(UserError, match="at least the 20 .* Received: 5"):
+        train(small_config(run_dir=str(finished_run), steps=5))
+    assert stamps() == before
+
+
 def test_other_sentences_are_refused(
     finished_run, small_config, tmp_path, monkeypatch
 ):
@@ -184,6 +209,76 @@ def test_other_sentences_are_refused(
     with pytest.raises(UserError, match="its corpus fingerprint is"):
         train(config)
     assert (finished_run / "tokenizer.model").read_bytes() == before
+
+
+def test_a_run_starts_from_the_weights_of_another(
+    finished_run, small_config, tmp_path, monkeypatch
+):
+    """A step of no size leaves them as they were, and nothing is warned of."""
+    warnings.simplefilter("error", UserWarning)
+    monkeypatch.setattr(
+        job.Job, "finish", lambda self: weights.append(self.model.get_weights())
+    )
+    weights = []
+    settings = {"steps": 1, "optimizer": "sgd", "learning_rate": 0.0}
+    settings |= {"bleu_every": 0, "dropout": 0.0}
+    config = small_config(**settings)
+    config = dataclasses.replace(config, init_from=str(finished_run))
+    train(config)
+    model = keras.models.load_model(finished_run / "model.keras", compile=False)
+    for new, old in zip(*weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert (tmp_path / "tokenizer.model").read_bytes() == (
+        finished_run / "tokenizer.model"
+    ).read_bytes()
+    with pytest.raises(UserError, match="--init_from .* .received None."):
+        train(dataclasses.replace(config, init_from=None))
+
+
+def test_weights_that_do_not_fit_are_refused(
+    finished_run, small_config, tmp_path
+):
+    def start(run_dir, **overrides):
+        config = small_config(**overrides)
+        train(dataclasses.replace(config, init_from=str(run_dir)))
+
+    with pytest.raises(UserError, match=r"--model_dim 32 \(received 64\)"):
+        start(finished_run, model_dim=64)
+    with pytest.raises(UserError, match="Cannot load vocabulary"):
+        start(tmp_path / "none")
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / "unfinished").mkdir(exist_ok=True)
+        (tmp_path / "unfinished" / name).symlink_to(finished_run / name)
+    with pytest.raises(
+        UserError, match="unfinished is not finished: it has no"
+    ):
+        start(tmp_path / "unfinished")
+
+
+def test_a_run_takes_the_vocabulary_of_another(
+    finished_run, small_config, tmp_path
+):
+    config = small_config(steps=5, bleu_every=0, synthetic_train_size=500)
+    fit_only(dataclasses.replace(config, tokenizer_from=str(finished_run)))
+    assert (tmp_path / "tokenizer.model").read_bytes() == (
+        finished_run / "tokenizer.model"
+    ).read_bytes()
+
+
+def test_patience_ends_a_run_and_offers_the_best_weights(
+    small_config, tmp_path, capsys
+):
+    """Without a learning rate the first loss is the best."""
+    config = small_config(
+        optimizer="sgd", learning_rate=0.0, patience=2, bleu_every=0
+    )
+    metrics = train(config)
+    assert metrics["steps"] == 15
+    assert list(metrics["scores"]) == ["final", "avg3", "best"]
+    message = "Stopped after step 15: the validation loss has not fallen for 2"
+    assert message in capsys.readouterr().err
+    # The same command only scores again.
+    assert train(config)["steps"] == metrics["steps"]
 
 
 def test_one_process_at_a_time(finished_run, small_config):
