@@ -6,6 +6,7 @@ from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
 from keras_adafactor.optimizers.came import CAME
+from keras_adafactor.optimizers.fadam import FAdam
 from keras_adafactor.optimizers.hfac import HFac
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
@@ -19,6 +20,7 @@ __all__ = [
     "AdamWRule",
     "AxisGroups",
     "CAME",
+    "FAdam",
     "HFac",
     "SMMF",
     "SOAP",
