@@ -5,6 +5,9 @@ from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
+from keras_adafactor.optimizers.came import CAME
+from keras_adafactor.optimizers.fadam import FAdam
+from keras_adafactor.optimizers.hfac import HFac
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
 from keras_adafactor.rule import Step
@@ -16,6 +19,9 @@ __all__ = [
     "Adafactor",
     "AdamWRule",
     "AxisGroups",
+    "CAME",
+    "FAdam",
+    "HFac",
     "SMMF",
     "SOAP",
     "StateSpec",

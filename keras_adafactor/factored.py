@@ -27,11 +27,11 @@ def second_moment_spec(shape, groups, name="v"):
     }
 
 
-def precondition(g, state, groups, rate, epsilon, name="v"):
-    """`g / sqrt(V)`, with `V` moved towards `g ** 2 + epsilon` by `rate`.
+def update_second_moment(g, state, groups, rate, epsilon, name="v"):
+    """`V`, moved towards `g ** 2 + epsilon` by `rate`.
 
     Args:
-        g: Tensor, the gradient.
+        g: Tensor, the gradient, or what else is averaged.
         state: Dict with the entries of `second_moment_spec`.
         groups: `AxisGroups`.
         rate: Scalar in (0, 1], `1 - beta_2`.
@@ -39,13 +39,41 @@ def precondition(g, state, groups, rate, epsilon, name="v"):
         name: String, the name given to `second_moment_spec`.
 
     Returns:
-        Tuple of a tensor of the shape of `g`, and the new entries.
+        Dict, the new entries.
     """
     if not groups.factored:
-        v = ema(state[name], ops.square(g) + epsilon, rate)
-        return g * ops.rsqrt(v), {name: v}
+        return {name: ema(state[name], ops.square(g) + epsilon, rate)}
     row, col = factored_mean(ops.square(g), groups)
-    r = ema(state[f"{name}_row"], row + epsilon, rate)
-    c = ema(state[f"{name}_col"], col + epsilon, rate)
-    u = precondition_by_factors(g, r, c, groups)
-    return u, {f"{name}_row": r, f"{name}_col": c}
+    return {
+        f"{name}_row": ema(state[f"{name}_row"], row + epsilon, rate),
+        f"{name}_col": ema(state[f"{name}_col"], col + epsilon, rate),
+    }
+
+
+def precondition_by_moment(g, moment, groups, name="v"):
+    """`g / sqrt(V)`.
+
+    Args:
+        g: Tensor, the gradient, or a momentum.
+        moment: Dict, from `update_second_moment`.
+        groups, name: As there.
+
+    Returns:
+        Tensor of the shape of `g`.
+    """
+    if not groups.factored:
+        return g * ops.rsqrt(moment[name])
+    row, col = moment[f"{name}_row"], moment[f"{name}_col"]
+    return precondition_by_factors(g, row, col, groups)
+
+
+def precondition(g, state, groups, rate, epsilon, name="v"):
+    """`g / sqrt(V)`, with `V` moved towards `g ** 2 + epsilon` by `rate`.
+
+    Args: See `update_second_moment`.
+
+    Returns:
+        Tuple of a tensor of the shape of `g`, and the new entries.
+    """
+    moment = update_second_moment(g, state, groups, rate, epsilon, name)
+    return precondition_by_moment(g, moment, groups, name), moment

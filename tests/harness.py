@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from keras_adafactor import Step
@@ -72,6 +73,48 @@ def run(optimizer, starts, gradients, mode="eager", dtype="float32"):
     for row in gradients:
         step([ops.convert_to_tensor(g, dtype=dtype) for g in row])
     return made
+
+
+def trace(optimizer, start, gradients, mode="eager"):
+    """One variable, after every step."""
+    made = run(optimizer, [start], [], mode)
+    step = make_step(optimizer, made, mode)
+    trajectory = []
+    for gradient in gradients:
+        step([ops.convert_to_tensor(gradient, "float32")])
+        trajectory.append(values(made)[0])
+    return trajectory
+
+
+def slot(optimizer, name):
+    """A slot of the first variable, as it is stored."""
+    return values([optimizer.slots()[0][1][name]])[0]
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(x, dtype="float64"))))
+
+
+def pytorch_trace(name, start, gradients, **arguments):
+    """`trace` of an optimizer of `pytorch_optimizer`, in float64."""
+    reason = "install pytorch_optimizer and torch to compare with it"
+    torch = pytest.importorskip("torch", reason=reason)
+    theirs = pytest.importorskip("pytorch_optimizer", reason=reason)
+    made = torch.nn.Parameter(torch.tensor(np.asarray(start, "float64")))
+    optimizer = getattr(theirs, name)([made], **arguments)
+    trajectory = []
+    for gradient in gradients:
+        made.grad = torch.tensor(np.asarray(gradient, "float64"))
+        optimizer.step()
+        trajectory.append(made.detach().numpy().copy())
+    return trajectory
+
+
+def assert_refused(kind, name, value):
+    """An argument that is wrong is named, with its value, by the error."""
+    message = f"^Argument `{name}` must be .* Received: {name}="
+    with pytest.raises(ValueError, match=message):
+        kind(**{name: value})
 
 
 def variables(starts, dtype="float32"):

@@ -15,22 +15,9 @@ from keras_adafactor import Adafactor
 from keras_adafactor import AxisGroups
 from tests import harness
 from tests import oracles
-
-
-def trace(optimizer, start, gradients, mode="eager"):
-    """The variable after every step, and the optimizer's slots at the end."""
-    (variable,) = harness.run(optimizer, [start], [], mode)
-    trajectory = []
-    for gradient in gradients:
-        optimizer.apply(
-            [ops.convert_to_tensor(gradient, "float32")], [variable]
-        )
-        trajectory.append(harness.values([variable])[0])
-    return trajectory
-
-
-def slot(optimizer, name):
-    return harness.values([optimizer.slots()[0][1][name]])[0]
+from tests.harness import rms
+from tests.harness import slot
+from tests.harness import trace
 
 
 def first_update(g, x=None, **arguments):
@@ -47,10 +34,6 @@ def first_update(g, x=None, **arguments):
         }
     )
     return x - trace(optimizer, x, [g])[0]
-
-
-def rms(x):
-    return float(np.sqrt(np.mean(np.square(x, dtype="float64"))))
 
 
 # Exact numbers, worked out by hand from Algorithms 4 to 6 in float64.

@@ -46,6 +46,20 @@ class AxisGroups(NamedTuple):
         """Axes over which one slice extends: all but the batch axes."""
         return tuple(a for a in range(ndim) if a not in self.batch)
 
+    def unless_thin(self, shape, min_dim_size=2):
+        """These groups; not factored where rows or columns are too few.
+
+        Args:
+            shape: Tuple of ints, the shape of the variable.
+            min_dim_size: Int, the fewest rows, and columns, to factor.
+
+        Returns:
+            `AxisGroups` with the same batch axes.
+        """
+        sides = (self.rows, self.cols)
+        smaller = min(math.prod(shape[a] for a in side) for side in sides)
+        return self if smaller >= min_dim_size else AxisGroups(batch=self.batch)
+
 
 def auto(shape):
     """The contiguous split of the axes that keeps the fewest numbers.

@@ -62,7 +62,7 @@ def debiased_decay_rate(t, beta):
     Returns:
         float32 scalar in (0, 1]; 1 at `t = 1`, `1 - beta` in the limit.
     """
-    return (1.0 - beta) / -ops.expm1(t * ops.log(ops.cast(beta, t.dtype)))
+    return (1.0 - beta) / -ops.expm1(t * math.log(beta))
 
 
 def bias_correction(t, beta_1, beta_2):

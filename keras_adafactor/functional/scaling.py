@@ -47,6 +47,22 @@ def rms_clip_scale(u_rms, threshold):
     return 1.0 / ops.maximum(1.0, u_rms / threshold)
 
 
+def clip_by_rms(u, threshold, axis=None):
+    """`u / max(1, rms(u) / threshold)`.
+
+    Args:
+        u: Tensor, the update.
+        threshold: Float > 0, or `None` for no clipping.
+        axis: Axes of one slice.
+
+    Returns:
+        Tensor of the shape of `u`.
+    """
+    if threshold is None:
+        return u
+    return rms_clip_scale(update_rms(u, axis), threshold) * u
+
+
 def parameter_scale(x, floor, ceiling=None, axis=None):
     """`max(floor, rms(x))`, at most `ceiling`.
 

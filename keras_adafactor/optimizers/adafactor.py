@@ -281,11 +281,9 @@ class Adafactor(UpdateRuleOptimizer):
 
     def _groups(self, shape, path):
         groups = grouping.resolve(self.axis_groups, shape, path)
-        sides = (groups.rows, groups.cols)
-        smaller = min(math.prod(shape[a] for a in side) for side in sides)
-        if self.factored and smaller >= self.min_dim_size_to_factor:
-            return groups
-        return AxisGroups(batch=groups.batch)
+        if not self.factored:
+            return AxisGroups(batch=groups.batch)
+        return groups.unless_thin(shape, self.min_dim_size_to_factor)
 
     def state_spec(self, shape, path):
         groups = self._groups(shape, path)

@@ -6,18 +6,24 @@ case of `tests/golden`.
 """
 
 from tests.optimizers import adafactor
+from tests.optimizers import came
+from tests.optimizers import fadam
+from tests.optimizers import hfac
 from tests.optimizers import smmf
 from tests.optimizers import soap
 from tests.optimizers.row import GROUPS
 from tests.optimizers.row import SHAPES
 from tests.optimizers.row import Row
 
-OPTIMIZERS = (adafactor, smmf, soap)
+OPTIMIZERS = (adafactor, came, fadam, hfac, smmf, soap)
 TABLE = [row for optimizer in OPTIMIZERS for row in optimizer.ROWS]
 MAIN = [row for row in TABLE if row.main]
 STATE_BYTES = [case for o in OPTIMIZERS for case in o.STATE_BYTES]
 # Family in `tests/golden` -> `(arguments, hyper) -> optimizer`.
 GOLDEN_MAKERS = {
+    "came": came.golden,
+    "fadam": fadam.golden,
+    "hfac": hfac.golden,
     "smmf": smmf.golden,
     "soap": soap.golden,
 }

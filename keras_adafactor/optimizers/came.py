@@ -1,0 +1,175 @@
+"""CAME (Luo et al., 2023)."""
+
+from typing import Unpack
+
+import keras
+
+from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import check_boolean
+from keras_adafactor.arguments import check_choice
+from keras_adafactor.arguments import check_decay
+from keras_adafactor.arguments import check_number
+from keras_adafactor.factored import precondition
+from keras_adafactor.factored import precondition_by_moment
+from keras_adafactor.factored import second_moment_spec
+from keras_adafactor.factored import update_second_moment
+from keras_adafactor.functional import axis_groups as grouping
+from keras_adafactor.functional.moments import debiased_decay_rate
+from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.scaling import clip_by_rms
+from keras_adafactor.optimizer import UpdateRuleOptimizer
+from keras_adafactor.storage import MOMENTUM_DTYPES
+from keras_adafactor.storage import momentum_spec
+
+
+@keras.saving.register_keras_serializable(package="keras_adafactor")
+class CAME(UpdateRuleOptimizer):
+    """CAME: Adafactor with momentum, slower where it is not confident.
+
+    Unlike Adam, the second moment of a matrix is kept as its row means and
+    column means, momentum is of the clipped update, and it is divided by a
+    second factored statistic: how far the updates lie from their momentum.
+    4.004 bytes a parameter where Adam has 8; 1.02 with momentum in int8.
+
+    Algorithm:
+
+    ```
+    v_row = beta_2 * v_row + (1 - beta_2) * mean(g ** 2 + epsilon_1, cols)
+    v_col = beta_2 * v_col + (1 - beta_2) * mean(g ** 2 + epsilon_1, rows)
+    v     = outer(v_row, v_col) / mean(v_row)      never built
+    u     = g / sqrt(v)
+    u_hat = u / max(1, rms(u) / clip_threshold)
+    m     = beta_1 * m + (1 - beta_1) * u_hat
+    q     = (u_hat - m) ** 2 + epsilon_2           instability
+    s_row = beta_3 * s_row + (1 - beta_3) * mean(q, cols)
+    s_col = beta_3 * s_col + (1 - beta_3) * mean(q, rows)
+    s     = outer(s_row, s_col) / mean(s_row)      never built
+    x     = x - learning_rate * m / sqrt(s)
+    ```
+
+    Vectors and scalars keep `v` itself and no `s`: their step is
+    `learning_rate * m`.
+
+    The first steps are long: `s` starts at 0, is not bias-corrected, and
+    nothing is clipped after it. With the defaults the first step of a matrix
+    has an RMS of 11 learning rates, the tenth of 7, the hundredth of 2.5, the
+    thousandth of 0.8. Warm the learning rate up, over `1 / (1 - beta_3)` steps
+    if that can be had, or set `debias_beta_3`.
+
+    State:
+
+    - `v_row` and `s_row` (R of the paper): float32, the axes of the variable
+      that are not columns.
+    - `v_col` and `s_col` (C): float32, the axes that are not rows.
+    - `v`: float32, the shape of the variable; where it is not factored.
+    - `m`: `momentum_dtype`, the shape of the variable.
+
+    Args:
+        learning_rate: Float >= 0, a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
+            without arguments. The authors advise 0.5 to 0.9 times that of
+            AdamW. Defaults to 2e-4.
+        beta_1: Float in (0, 1), decay of the momentum. Defaults to 0.9.
+        beta_2: Float in (0, 1), decay of the second moment. Defaults to 0.999.
+        beta_3: Float in (0, 1), decay of the instability. Defaults to 0.9999.
+            The authors advise 0.9995 to 0.99995 with a `beta_2` of 0.999, and
+            0.99 to 0.999 with one of 0.95.
+        epsilon_1: Float > 0, added to the squared gradient. Defaults to 1e-30.
+        epsilon_2: Float > 0, added to the instability. Defaults to 1e-16.
+        clip_threshold: Float > 0, `d` of the paper, the largest RMS of an
+            update before momentum; or `None` for no clipping. Defaults to 1.0.
+        debias_beta_3: Boolean, whether `s` is bias-corrected as Adam's moments
+            are: no step is then longer for being early. An extension of the
+            paper. Defaults to `False`.
+        axis_groups: What the rows and columns of a variable are; see
+            `Adafactor`. With `"last_two"`, as in the authors' code; with batch
+            axes, statistics and clip are those of each slice. Defaults to
+            `"auto"`.
+        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"` (in blocks along
+            the longest axis; variables under 4,096 elements stay float32).
+            The lower two are rounded without bias. Defaults to `"float32"`.
+        **kwargs: See `UpdateRuleOptimizer`.
+
+    Deviations from the paper: means in place of sums, which is the same `v`
+    and `s`; weight decay, of which the paper's box says nothing, comes before
+    the step, as in the authors' code. Unlike that code, a matrix of one row or
+    one column is treated as a vector.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_adafactor import CAME
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    >>> model.compile(optimizer=CAME(debias_beta_3=True), loss="mse")
+
+    Reference:
+
+    - [Luo et al., 2023](https://arxiv.org/abs/2307.02047)
+    """
+
+    def __init__(
+        self,
+        learning_rate=2e-4,
+        beta_1=0.9,
+        beta_2=0.999,
+        beta_3=0.9999,
+        epsilon_1=1e-30,
+        epsilon_2=1e-16,
+        clip_threshold=1.0,
+        *,
+        debias_beta_3=False,
+        axis_groups="auto",
+        momentum_dtype="float32",
+        **kwargs: Unpack[OptimizerKeywords],
+    ):
+        super().__init__(learning_rate, **kwargs)
+        self.beta_1 = check_decay("beta_1", beta_1)
+        self.beta_2 = check_decay("beta_2", beta_2)
+        self.beta_3 = check_decay("beta_3", beta_3)
+        self.epsilon_1 = check_number("epsilon_1", epsilon_1, above=0.0)
+        self.epsilon_2 = check_number("epsilon_2", epsilon_2, above=0.0)
+        self.clip_threshold = check_number(
+            "clip_threshold", clip_threshold, above=0.0, optional=True
+        )
+        self.debias_beta_3 = check_boolean("debias_beta_3", debias_beta_3)
+        self.axis_groups = grouping.check_choice(axis_groups)
+        self.momentum_dtype = check_choice(
+            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
+        )
+
+    def _groups(self, shape, path):
+        groups = grouping.resolve(self.axis_groups, shape, path)
+        return groups.unless_thin(shape)
+
+    def state_spec(self, shape, path):
+        groups = self._groups(shape, path)
+        spec = second_moment_spec(shape, groups)
+        spec["m"] = momentum_spec(shape, self.momentum_dtype)
+        if groups.factored:
+            spec |= second_moment_spec(shape, groups, "s")
+        return spec
+
+    def update_rule(self, g, x, state, step):
+        shape = tuple(g.shape)
+        groups = self._groups(shape, step.path)
+
+        u, v = precondition(g, state, groups, 1.0 - self.beta_2, self.epsilon_1)
+        u_hat = clip_by_rms(
+            u, self.clip_threshold, groups.within_slice(len(shape))
+        )
+        m = ema(state["m"], u_hat, 1.0 - self.beta_1)
+        if not groups.factored:
+            return step.lr * m, v | {"m": m}
+
+        # The confidence: large where updates lie near their momentum.
+        rate = 1.0 - self.beta_3
+        if self.debias_beta_3:
+            rate = debiased_decay_rate(step.t, self.beta_3)
+        s = update_second_moment(
+            u_hat - m, state, groups, rate, self.epsilon_2, "s"
+        )
+        delta = step.lr * precondition_by_moment(m, s, groups, "s")
+        return delta, v | {"m": m} | s
