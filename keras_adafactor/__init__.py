@@ -5,6 +5,8 @@ from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
+from keras_adafactor.optimizers.adalayer import Adalayer
+from keras_adafactor.optimizers.signum import Signum
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
 from keras_adafactor.rule import Step
@@ -14,10 +16,12 @@ from keras_adafactor.storage import StateSpec
 
 __all__ = [
     "Adafactor",
+    "Adalayer",
     "AdamWRule",
     "AxisGroups",
     "SMMF",
     "SOAP",
+    "Signum",
     "StateSpec",
     "Step",
     "UpdateRule",
