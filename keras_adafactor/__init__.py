@@ -9,6 +9,8 @@ from keras_adafactor.optimizers.adalayer import Adalayer
 from keras_adafactor.optimizers.signum import Signum
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
+from keras_adafactor.optimizers.subset_norm import SubsetNorm
+from keras_adafactor.optimizers.subspace_momentum import SubspaceMomentum
 from keras_adafactor.rule import Step
 from keras_adafactor.rule import UpdateRule
 from keras_adafactor.state_report import state_report
@@ -24,6 +26,8 @@ __all__ = [
     "Signum",
     "StateSpec",
     "Step",
+    "SubsetNorm",
+    "SubspaceMomentum",
     "UpdateRule",
     "UpdateRuleOptimizer",
     "state_report",
