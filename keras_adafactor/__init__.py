@@ -5,11 +5,15 @@ from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
+from keras_adafactor.optimizers.adalayer import Adalayer
 from keras_adafactor.optimizers.came import CAME
 from keras_adafactor.optimizers.fadam import FAdam
 from keras_adafactor.optimizers.hfac import HFac
+from keras_adafactor.optimizers.signum import Signum
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
+from keras_adafactor.optimizers.subset_norm import SubsetNorm
+from keras_adafactor.optimizers.subspace_momentum import SubspaceMomentum
 from keras_adafactor.rule import Step
 from keras_adafactor.rule import UpdateRule
 from keras_adafactor.state_report import state_report
@@ -17,6 +21,7 @@ from keras_adafactor.storage import StateSpec
 
 __all__ = [
     "Adafactor",
+    "Adalayer",
     "AdamWRule",
     "AxisGroups",
     "CAME",
@@ -24,8 +29,11 @@ __all__ = [
     "HFac",
     "SMMF",
     "SOAP",
+    "Signum",
     "StateSpec",
     "Step",
+    "SubsetNorm",
+    "SubspaceMomentum",
     "UpdateRule",
     "UpdateRuleOptimizer",
     "state_report",

@@ -279,7 +279,10 @@ def test_update_rule_keeps_its_keys_and_shapes(row):
     for shape in row.shapes:
         x, (g,) = harness.problem(shape, steps=1)
         spec = optimizer.state_spec(shape, "w")
-        state = {k: ops.zeros(s.shape) for k, s in spec.items()}
+        state = {
+            k: ops.zeros(s.shape, "int32" if s.storage == "int32" else None)
+            for k, s in spec.items()
+        }
         delta, new = optimizer.update_rule(
             *map(ops.convert_to_tensor, (g, x)), state, harness.step_at(1, 0.01)
         )

@@ -70,10 +70,13 @@ def bias_correction(t, beta_1, beta_2):
 
     Args:
         t: Float scalar >= 1, the step.
-        beta_1, beta_2: Floats in (0, 1).
+        beta_1: Float in (0, 1), or `None` without a first moment.
+        beta_2: Float in (0, 1).
     """
-    second = -ops.expm1(t * math.log(beta_2))
-    return ops.sqrt(second) / -ops.expm1(t * math.log(beta_1))
+    second = ops.sqrt(-ops.expm1(t * math.log(beta_2)))
+    if beta_1 is None:
+        return second
+    return second / -ops.expm1(t * math.log(beta_1))
 
 
 def factored_mean(x, groups):

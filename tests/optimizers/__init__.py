@@ -6,16 +6,31 @@ case of `tests/golden`.
 """
 
 from tests.optimizers import adafactor
+from tests.optimizers import adalayer
 from tests.optimizers import came
 from tests.optimizers import fadam
 from tests.optimizers import hfac
+from tests.optimizers import signum
 from tests.optimizers import smmf
 from tests.optimizers import soap
+from tests.optimizers import subset_norm
+from tests.optimizers import subspace_momentum
 from tests.optimizers.row import GROUPS
 from tests.optimizers.row import SHAPES
 from tests.optimizers.row import Row
 
-OPTIMIZERS = (adafactor, came, fadam, hfac, smmf, soap)
+OPTIMIZERS = (
+    adafactor,
+    adalayer,
+    came,
+    fadam,
+    hfac,
+    signum,
+    smmf,
+    soap,
+    subset_norm,
+    subspace_momentum,
+)
 TABLE = [row for optimizer in OPTIMIZERS for row in optimizer.ROWS]
 MAIN = [row for row in TABLE if row.main]
 STATE_BYTES = [case for o in OPTIMIZERS for case in o.STATE_BYTES]
@@ -24,7 +39,13 @@ GOLDEN_MAKERS = {
     "came": came.golden,
     "fadam": fadam.golden,
     "hfac": hfac.golden,
+    "signum_adalayer": lambda arguments, hyper: (
+        adalayer if "block" in hyper else signum
+    ).golden(arguments, hyper),
     "smmf": smmf.golden,
+    "snsm": lambda arguments, hyper: (
+        subspace_momentum if "rank" in hyper else subset_norm
+    ).golden(arguments, hyper),
     "soap": soap.golden,
 }
 
