@@ -295,6 +295,22 @@ def test_power_steps_end_at_the_eigenvectors():
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("rank", [None, 3])
+def test_large_matrix_has_its_leading_eigenvectors_by_iteration(
+    monkeypatch, rank
+):
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    matrix = (basis * 4.0 ** -np.arange(12)) @ basis.T
+    matrix = ops.convert_to_tensor(matrix.astype("float32"))
+    exact = ops.convert_to_numpy(eigenbasis.eigenvectors(matrix, rank))
+    monkeypatch.setattr(eigenbasis, "EXACT_UP_TO", 4)
+    found = ops.convert_to_numpy(eigenbasis.eigenvectors(matrix, rank))
+    assert found.shape == (12, rank or 12)
+    np.testing.assert_allclose(found.T @ found, np.eye(rank or 12), atol=1e-5)
+    np.testing.assert_allclose(found[:, :3], exact[:, :3], atol=1e-4)
+
+
 def test_zero_matrix_has_an_orthonormal_basis():
     zero = ops.zeros((4, 4))
     _, after = eigenbasis.power_step(zero, ops.eye(4))

@@ -7,6 +7,9 @@ import math
 
 from keras import ops
 
+EXACT_UP_TO = 256
+ITERATIONS = 10
+
 
 def _unfolded(x, axis):
     """`x` as (axes before, axis, axes after)."""
@@ -60,10 +63,29 @@ def with_signs(vectors):
     return vectors * ops.where(signs == 0, ops.ones_like(signs), signs)
 
 
-def eigenvectors(matrix):
-    """Eigenvectors of a symmetric matrix, largest eigenvalue first."""
-    _, vectors = ops.eigh(matrix)
-    return with_signs(ops.flip(vectors, axis=1))
+def eigenvectors(matrix, rank=None):
+    """Eigenvectors of a symmetric matrix, largest eigenvalue first.
+
+    Of more than `EXACT_UP_TO` rows they are those that `ITERATIONS` steps of
+    orthogonal iteration find from the columns with the largest diagonal: the
+    compiler of a TPU takes minutes over a larger decomposition.
+
+    Args:
+        matrix: Tensor of shape (d, d), positive semi-definite.
+        rank: Int, how many. Defaults to `None`, all.
+
+    Returns:
+        Tensor of shape (d, rank), of orthonormal columns.
+    """
+    if matrix.shape[0] <= EXACT_UP_TO:
+        _, vectors = ops.eigh(matrix)
+        return with_signs(ops.flip(vectors, axis=1)[:, :rank])
+    order = ops.argsort(-ops.diagonal(matrix))[:rank]
+    start = ops.take(ops.eye(matrix.shape[0], dtype=matrix.dtype), order, 1)
+    vectors = ops.fori_loop(
+        0, ITERATIONS, lambda _, q: ops.qr(ops.matmul(matrix, q))[0], start
+    )
+    return with_signs(vectors)
 
 
 def power_step(matrix, basis):

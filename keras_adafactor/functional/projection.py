@@ -39,7 +39,7 @@ def singular_vectors(matrix, axis, rank):
     """
     # Of unit size: a square that is no float32 would be lost.
     matrix = matrix / ops.max(ops.abs(matrix))
-    return eigenvectors(gram(matrix, axis))[:, :rank]
+    return eigenvectors(gram(matrix, axis), rank)
 
 
 def orthonormal_columns(noise):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import field
 from typing import Any
 
 # What "auto" makes of the shapes that the contracts use.
@@ -36,6 +37,8 @@ class Row:
         magnitudes: Of the gradients of the test of extremes.
         resting: Names of slots that need not move in every step: bases,
             signs, steps taken.
+        on_tpu: Arguments of the optimizer where its step is compiled for a
+            TPU: the compiler takes long over decompositions.
         main: Whether it stands for its optimizer in the contracts that take
             long: `fit`, replicas, layouts, files, TPU programs.
     """
@@ -50,6 +53,7 @@ class Row:
     decades: float = 3.0
     magnitudes: tuple = (0.0, 1e-30, 0.0, 1e-18, 1e-3, 1e18, 1e18, 1e-18)
     resting: tuple = ()
+    on_tpu: dict = field(default_factory=dict)
     main: bool = False
 
     def optimizer(self, **overrides):

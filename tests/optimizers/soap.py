@@ -43,6 +43,7 @@ def _row(name, axes, main=False, shapes=SHAPES, **arguments):
         decades=0.0,
         magnitudes=(1e-3, 1e-3, 0.0, 1e-10, 1e-3, 1e10, 1e10, 1e-3),
         resting=("basis_0", "basis_1", "basis_2"),
+        on_tpu={"max_precondition_dim": 64},
         main=main,
     )
 
