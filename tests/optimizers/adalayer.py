@@ -66,7 +66,7 @@ def _row(name, kind="variable", adapts=False, main=False, shapes=SHAPES,
         shapes=shapes,
         # What is measured in the first step divides all that follows.
         decades=0.0 if frozen else 3.0,
-        magnitudes=(1e-3, *Row.magnitudes[1:]) if frozen else Row.magnitudes,
+        magnitudes=(1e18, *Row.magnitudes[1:]) if frozen else Row.magnitudes,
         resting=("v",) if frozen and not adapts else (),
         main=main,
     )
