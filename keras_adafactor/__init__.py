@@ -5,6 +5,7 @@ from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
+from keras_adafactor.optimizers.coap import COAP
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
 from keras_adafactor.rule import Step
@@ -16,6 +17,7 @@ __all__ = [
     "Adafactor",
     "AdamWRule",
     "AxisGroups",
+    "COAP",
     "SMMF",
     "SOAP",
     "StateSpec",
