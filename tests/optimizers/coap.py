@@ -39,7 +39,9 @@ def first_noise(key, axis, shape):
     return np.array(step.normal(shape, axis), "float64")
 
 
-def _row(name, shapes=SHAPES, tolerance=1e-6, main=False, **arguments):
+def make_row(
+    name, shapes=SHAPES, tolerance=1e-6, largest=1e18, main=False, **arguments
+):
     given = {"rank_ratio": 2, "refresh_every": 3, "recalibrate_every": 2}
     given |= arguments
 
@@ -84,25 +86,30 @@ def _row(name, shapes=SHAPES, tolerance=1e-6, main=False, **arguments):
         shapes=shapes,
         decades=0.0,
         # No zero where a basis waits for a gradient: `t` then waits too.
-        magnitudes=(1e-3, 0.0, 1e-18, 1e-10, 0.0, 1e18, 1e18, 1e-3),
+        magnitudes=(1e-3, 0.0, 1e-18, 1e-10, 0.0, largest, largest, 1e-3),
         resting=("basis_0", "basis_1", "basis_2", "basis_3"),
         main=main,
     )
 
 
 ROWS = [
-    _row("coap", main=True),
-    _row("coap_restored", restore_state=True, beta_2=0.9),
-    _row("coap_scaled", scale=0.25, recalibrate_every=1),
-    _row("coap_adafactor", variant="adafactor"),
-    _row(
+    make_row("coap", main=True),
+    make_row("coap_restored", restore_state=True, beta_2=0.9, scale=0.25),
+    make_row("coap_adafactor", variant="adafactor", recalibrate_every=1),
+    make_row(
         "coap_adafactor_restored",
         variant="adafactor",
         restore_state=True,
         clip_threshold=None,
     ),
-    _row("coap_convolutions", CONVOLUTIONS),
-    _row("coap_adafactor_convolutions", CONVOLUTIONS, variant="adafactor"),
+    make_row(
+        "coap_convolutions",
+        CONVOLUTIONS,
+        # Among thirty vectors some have nearly equal singular values.
+        tolerance=1e-5,
+        # Of ten thousand larger ones the sum of squares is not finite.
+        largest=1e15,
+    ),
 ]
 
 # 4 bytes more are the count of steps.
