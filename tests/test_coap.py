@@ -107,6 +107,31 @@ def test_weight_decay_is_of_the_form(variant):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((64, 32), {"m": (0, None), "basis_1": (1, None)}),
+        ((32, 64), {"m": (None, 1), "basis_0": (0, None)}),
+        # Attention kernels, as matrices of 64 x 64.
+        ((64, 4, 16), {"m": (0, None), "basis_1": (None, None)}),
+        ((4, 16, 64), {"m": (None, None), "basis_1": (2, None)}),
+        (
+            (3, 3, 64, 32),
+            {
+                "m": (0, 1, None, None),
+                "basis_2": (2, None),
+                "basis_3": (3, None),
+            },
+        ),
+        ((5, 1, 4), {"m": (0, 1, 2)}),
+    ],
+)
+def test_state_is_split_over_devices_as_its_variable(shape, axes):
+    spec = COAP(rank=8).state_spec(shape, "w")
+    expected = axes | {"v": axes["m"]}
+    assert {name: entry.axes for name, entry in spec.items()} == expected
+
+
 # When the basis moves.
 
 
