@@ -6,6 +6,7 @@ from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
 from keras_adafactor.optimizers.coap import COAP
+from keras_adafactor.optimizers.lion import Lion
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
 from keras_adafactor.rule import Step
@@ -18,6 +19,7 @@ __all__ = [
     "AdamWRule",
     "AxisGroups",
     "COAP",
+    "Lion",
     "SMMF",
     "SOAP",
     "StateSpec",

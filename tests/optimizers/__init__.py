@@ -7,13 +7,14 @@ case of `tests/golden`.
 
 from tests.optimizers import adafactor
 from tests.optimizers import coap
+from tests.optimizers import lion
 from tests.optimizers import smmf
 from tests.optimizers import soap
 from tests.optimizers.row import GROUPS
 from tests.optimizers.row import SHAPES
 from tests.optimizers.row import Row
 
-OPTIMIZERS = (adafactor, coap, smmf, soap)
+OPTIMIZERS = (adafactor, coap, lion, smmf, soap)
 TABLE = [row for optimizer in OPTIMIZERS for row in optimizer.ROWS]
 MAIN = [row for row in TABLE if row.main]
 STATE_BYTES = [case for o in OPTIMIZERS for case in o.STATE_BYTES]
