@@ -7,8 +7,10 @@ from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
 from keras_adafactor.optimizers.adalayer import Adalayer
 from keras_adafactor.optimizers.came import CAME
+from keras_adafactor.optimizers.coap import COAP
 from keras_adafactor.optimizers.fadam import FAdam
 from keras_adafactor.optimizers.hfac import HFac
+from keras_adafactor.optimizers.lion import Lion
 from keras_adafactor.optimizers.signum import Signum
 from keras_adafactor.optimizers.smmf import SMMF
 from keras_adafactor.optimizers.soap import SOAP
@@ -25,8 +27,10 @@ __all__ = [
     "AdamWRule",
     "AxisGroups",
     "CAME",
+    "COAP",
     "FAdam",
     "HFac",
+    "Lion",
     "SMMF",
     "SOAP",
     "Signum",

@@ -205,8 +205,9 @@ def _refresh(plan, g, x, slots, step, finite):
         usable = ops.logical_and(_has_finite_square(g), ops.max(ops.abs(g)) > 0)
         safe = backend.select(usable, g, ops.ones_like(g))
         new = plan.rule.refresh(safe, x, _decode(plan, slots, dtype), step)
-        for name, spec in specs.items():
-            if "float" in spec.storage:
+        for name in specs:
+            # Whatever the storage: codes of NaN have a scale of NaN.
+            if "float" in keras.backend.standardize_dtype(new[name].dtype):
                 finite = ops.all(ops.isfinite(new[name]))
                 usable = ops.logical_and(usable, finite)
         encoded = {

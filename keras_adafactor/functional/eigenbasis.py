@@ -28,8 +28,21 @@ def gram(x, axis):
     Returns:
         Tensor of shape (d, d).
     """
-    x = _unfolded(x, axis)
-    return ops.einsum("bdn,ben->de", x, x)
+    return cross_gram(x, x, axis)
+
+
+def cross_gram(x, y, axis):
+    """`X Y^T`, with the unfoldings of two tensors along an axis.
+
+    Args:
+        x: Tensor.
+        y: Tensor of the same shape but for that axis.
+        axis: Int; its size is `d` in `x`, `e` in `y`.
+
+    Returns:
+        Tensor of shape (d, e).
+    """
+    return ops.einsum("bdn,ben->de", _unfolded(x, axis), _unfolded(y, axis))
 
 
 def rotate(x, matrices, back=False):

@@ -25,9 +25,13 @@ def grouped_axes(shape, matrix_shape):
     Returns:
         Pair of axes, each `None` where it is no single axis of the tensor.
     """
-    if tuple(shape) == tuple(matrix_shape):
-        return 0, 1
-    return None, None
+    if len(shape) < 2:
+        return None, None
+    rows, cols = matrix_shape
+    return (
+        0 if rows == shape[0] else None,
+        len(shape) - 1 if cols == shape[-1] else None,
+    )
 
 
 def merge_neighbours(shape, limit):

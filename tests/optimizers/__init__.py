@@ -8,8 +8,10 @@ case of `tests/golden`.
 from tests.optimizers import adafactor
 from tests.optimizers import adalayer
 from tests.optimizers import came
+from tests.optimizers import coap
 from tests.optimizers import fadam
 from tests.optimizers import hfac
+from tests.optimizers import lion
 from tests.optimizers import signum
 from tests.optimizers import smmf
 from tests.optimizers import soap
@@ -23,8 +25,10 @@ OPTIMIZERS = (
     adafactor,
     adalayer,
     came,
+    coap,
     fadam,
     hfac,
+    lion,
     signum,
     smmf,
     soap,
@@ -42,6 +46,7 @@ GOLDEN_MAKERS = {
     "signum_adalayer": lambda arguments, hyper: (
         adalayer if "block" in hyper else signum
     ).golden(arguments, hyper),
+    "coap": coap.golden,
     "smmf": smmf.golden,
     "snsm": lambda arguments, hyper: (
         subspace_momentum if "rank" in hyper else subset_norm
