@@ -105,8 +105,9 @@ ROWS = [
     make_row(
         "coap_convolutions",
         CONVOLUTIONS,
-        # Among thirty vectors some have nearly equal singular values.
-        tolerance=1e-5,
+        # Among thirty vectors some have nearly equal singular values; XLA's
+        # iteration for TensorFlow is 1.3e-5 off, LAPACK 3.5e-6.
+        tolerance=3e-5,
         # Of ten thousand larger ones the sum of squares is not finite.
         largest=1e15,
     ),
