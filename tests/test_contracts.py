@@ -20,14 +20,15 @@ mains = pytest.mark.parametrize(
     ids=lambda row: row.name,
 )
 # Eager steps are held to the compiled ones below: each takes as long as a
-# compiled run of twenty.
+# compiled run of twenty. TensorFlow keeps what XLA compiled to the end of the
+# process: one row an optimizer is enough for that.
 COMPILED = harness.MODES[1:] or harness.MODES
 rows_in_modes = pytest.mark.parametrize(
     ("row", "mode"),
     [
         pytest.param(row, mode, id=f"{row.name}-{mode}")
         for row in TABLE
-        for mode in (COMPILED if row.main else COMPILED[-1:])
+        for mode in (COMPILED if row.main else COMPILED[:1])
     ],
 )
 
