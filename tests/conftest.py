@@ -7,6 +7,7 @@ reported here one by one.
 """
 
 import functools
+import gc
 import os
 import pathlib
 import subprocess
@@ -41,6 +42,15 @@ def _reproducible():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Lets go of what one file compiled before the next compiles its own."""
+    yield
+    if keras.backend.backend() == "jax":
+        jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

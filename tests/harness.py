@@ -14,6 +14,10 @@ MODES = {
     "jax": ("eager", "jit"),
     "torch": ("eager",),
 }[BACKEND]
+# The one for tests that are not about this. Not XLA on TensorFlow: it keeps
+# every program to the end of the process, which after a few hundred may map no
+# more memory.
+MODE = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}[BACKEND]
 
 
 def problem(shape, steps=20, seed=0, scale=1.0, decades=3.0):

@@ -15,7 +15,7 @@ from tests.harness import trace
 from tests.test_arguments import NOT_BOOLEANS
 from tests.test_arguments import NOT_NUMBERS
 
-MODE = harness.MODES[-1]
+MODE = harness.MODE
 
 
 def noise_gradients(shape, steps, seed=0):

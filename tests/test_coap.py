@@ -14,7 +14,7 @@ from tests import harness
 from tests import oracles
 from tests.optimizers import coap
 
-MODE = harness.MODES[-1]
+MODE = harness.MODE
 
 
 def trained(optimizer, x, gradients, mode=MODE):

@@ -14,7 +14,7 @@ from tests.harness import rms
 from tests.harness import trace
 from tests.test_arguments import NOT_NUMBERS
 
-MODE = harness.MODES[-1]
+MODE = harness.MODE
 
 
 def adafactor(**arguments):

@@ -8,7 +8,7 @@ from keras_adafactor import Lion
 from tests import harness
 from tests import oracles
 
-MODE = harness.MODES[-1]
+MODE = harness.MODE
 
 
 def test_of_one_decay_is_signum():

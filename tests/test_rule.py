@@ -15,7 +15,7 @@ from tests import oracles
 
 MATRIX = np.linspace(-1.0, 2.0, 12, dtype="float32").reshape(3, 4)
 G = np.linspace(0.5, -1.0, 12, dtype="float32").reshape(3, 4)
-MODE = harness.MODES[-1]
+MODE = harness.MODE
 
 
 class Rule(UpdateRuleOptimizer):

@@ -14,7 +14,7 @@ from tests.probe import fit
 from tests.probe import gradients
 from tests.probe import probe_model
 
-MODE = harness.MODES[-1]
+MODE = harness.MODE
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "bool"])
