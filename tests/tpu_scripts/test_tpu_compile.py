@@ -458,10 +458,10 @@ def test_sharded_int8_momentum_gathers_scales_only():
 def test_replicated_factors_are_seen(monkeypatch):
     """What the tests before would fail on."""
 
-    def replicated(variable, axes):
+    def replicated(variable, array):
         distribution = keras.distribution.distribution()
         return keras.distribution.TensorLayout(
-            [None] * len(axes), distribution.device_mesh
+            [None] * len(array.axes), distribution.device_mesh
         )
 
     monkeypatch.setattr(backend, "derive_layout", replicated)
