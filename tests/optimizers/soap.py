@@ -41,8 +41,9 @@ def _row(name, axes, main=False, shapes=SHAPES, **arguments):
         tolerance=1e-4,
         shapes=shapes,
         decades=0.0,
-        # Of one size: float32 eigenvectors of gradients of 1e10 and 1e-10
-        # are not the oracle's.
+        # The least eigenvectors of such gradients are rounding: an entry may
+        # differ by a step or two.
+        extremes_tolerance=5e-3,
         magnitudes=(1e10, 1e10, 0.0, 1e10, 1e9, 1e10, 1e10, 1e9),
         resting=("basis_0", "basis_1", "basis_2"),
         on_tpu={"max_precondition_dim": 64},
