@@ -129,7 +129,6 @@ def test_low_precision_weights_follow_the_oracle_within_their_rounding(row):
 @mains
 def test_zero_tiny_and_huge_gradients_equal_the_oracle(row):
     starts, gradients = dense_problems(row, steps=8)
-    tolerance = row.extremes_tolerance or row.tolerance
     # No two of one size: a matrix of signs may have equal eigenvalues.
     gradients = [
         [np.sign(g) * (1 - np.abs(np.sin(g)) / 2) * magnitude for g in step]
@@ -142,7 +141,7 @@ def test_zero_tiny_and_huge_gradients_equal_the_oracle(row):
         for step in gradients:
             expected = oracle.step(step[i].astype("float32"))
         np.testing.assert_allclose(
-            got, expected, rtol=2 * tolerance, atol=tolerance
+            got, expected, rtol=2 * row.tolerance, atol=row.tolerance
         )
     assert int(optimizer.skipped_updates) == 0
 

@@ -76,6 +76,11 @@ def with_signs(vectors):
     return vectors * ops.where(signs == 0, ops.ones_like(signs), signs)
 
 
+def _of_unit_size(matrix):
+    # TensorFlow's decompositions square entries: of 1e20 they overflow.
+    return matrix / ops.maximum(ops.max(ops.abs(matrix)), 1e-30)
+
+
 def eigenvectors(matrix, rank=None):
     """Eigenvectors of a symmetric matrix, largest eigenvalue first.
 
@@ -90,6 +95,7 @@ def eigenvectors(matrix, rank=None):
     Returns:
         Tensor of shape (d, rank), of orthonormal columns.
     """
+    matrix = _of_unit_size(matrix)
     if matrix.shape[0] <= EXACT_UP_TO:
         _, vectors = ops.eigh(matrix)
         return with_signs(ops.flip(vectors, axis=1)[:, :rank])
@@ -113,7 +119,7 @@ def power_step(matrix, basis):
         estimated with them, largest first, an int tensor of shape (d,); and
         the new basis, whose vectors stand in that order.
     """
-    product = ops.matmul(matrix, basis)
+    product = ops.matmul(_of_unit_size(matrix), basis)
     eigenvalues = ops.sum(basis * product, axis=0)
     order = ops.argsort(-eigenvalues)
     vectors, _ = ops.qr(ops.take(product, order, axis=1))

@@ -35,7 +35,6 @@ class Row:
             of its result open, those where it does not.
         decades: Half the decades that its gradients extend over.
         magnitudes: Of the gradients of the test of extremes.
-        extremes_tolerance: The tolerance of that test, if it is another.
         resting: Names of slots that need not move in every step: bases,
             signs, steps taken.
         on_tpu: Arguments of the optimizer where its step is compiled for a
@@ -53,7 +52,6 @@ class Row:
     shapes: tuple = SHAPES
     decades: float = 3.0
     magnitudes: tuple = (0.0, 1e-30, 0.0, 1e-18, 1e-3, 1e18, 1e18, 1e-18)
-    extremes_tolerance: float | None = None
     resting: tuple = ()
     on_tpu: dict = field(default_factory=dict)
     main: bool = False
