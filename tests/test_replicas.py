@@ -46,9 +46,10 @@ LARGE = {"encoder": np.linspace(-1, 1, 4096, dtype="float32").reshape(64, 64)}
 
 
 @functools.cache
-def mirrored(replicas=2):
+def mirrored(replicas):
     # A second strategy would use the collectives of the first: one for all
-    # tests, and no collectives for the other size.
+    # tests, and no collectives for the other size. No default: the cache
+    # would take `mirrored()` and `mirrored(2)` for two.
     cross_device_ops = (
         None if replicas == 2 else tf.distribute.ReductionToOneDevice()
     )
@@ -139,7 +140,7 @@ def test_replicas_are_in_sync_and_equal_to_one_device(settings):
     given = gradients(12, SHAPES)
     settings = {"learning_rate": 0.1, **settings}
     model = train(
-        mirrored(), settings, given, epochs=2, callbacks=[AssertInSync()]
+        mirrored(2), settings, given, epochs=2, callbacks=[AssertInSync()]
     )
     assert_equal_to_one_device(model, settings, given, epochs=2)
     assert (weights(model)["encoder"] != STARTS["encoder"]).any()
@@ -230,7 +231,7 @@ def test_schedule_is_the_same_on_every_replica():
         return {"learning_rate": schedule, "weight_decay": 0.1}
 
     given = gradients(12, SHAPES)
-    model = train(mirrored(), settings(), given)
+    model = train(mirrored(2), settings(), given)
     assert_in_sync(model)
     assert_equal_to_one_device(model, settings(), given)
 
@@ -244,7 +245,7 @@ def test_low_precision_momentum_is_the_same_on_every_replica(momentum_dtype):
         .integers(-8, 9, size=(8, 64, 64))
         .astype("float32")
     }
-    model = train(mirrored(), settings, given, starts=LARGE)
+    model = train(mirrored(2), settings, given, starts=LARGE)
     assert_in_sync(model)
     slots = dict(dict(model.optimizer.slots())["encoder/w"])
     assert slots["m"].dtype == momentum_dtype
@@ -263,7 +264,7 @@ def test_stochastic_rounding_is_the_same_on_every_replica(accumulate):
         .integers(-8, 9, size=(8, 64, 64))
         .astype("float32")
     }
-    model = train(mirrored(), settings, given, starts=LARGE)
+    model = train(mirrored(2), settings, given, starts=LARGE)
     assert_in_sync(model)
     single = train(tf.distribute.get_strategy(), settings, given, starts=LARGE)
     differing = weights(model)["encoder"] != weights(single)["encoder"]
@@ -278,7 +279,7 @@ def test_clipping_acts_on_the_reduced_gradient(clip, expected):
     # Means over the batch of [30, 0] and [0, 40], one replica each.
     given = {"encoder": np.array([[60.0, 0.0], [0.0, 80.0]], "float32")}
     model = train(
-        mirrored(), {clip: 1.0}, given, starts={"encoder": np.ones(2)}
+        mirrored(2), {clip: 1.0}, given, starts={"encoder": np.ones(2)}
     )
     seen = np.sqrt(slot(model.optimizer, "v", "encoder/w"))
     np.testing.assert_allclose(seen, expected, rtol=1e-6)
@@ -300,7 +301,7 @@ def test_repeated_embedding_rows_are_summed_over_replicas():
     targets = np.random.default_rng(0).normal(size=(2, 3, 2))
     found = []
     for strategy, one_hot in (
-        (mirrored(), False),
+        (mirrored(2), False),
         (tf.distribute.get_strategy(), True),
     ):
         with strategy.scope():
@@ -325,13 +326,13 @@ def poisoned(value):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_one_bad_replica_skips_the_step_on_all(value):
     settings = {"skip_nonfinite": "step", "beta_1": 0.9}
-    model = train(mirrored(), settings, poisoned(value))
+    model = train(mirrored(2), settings, poisoned(value))
     assert_in_sync(model)
     bad = [2 * BAD_BATCH, 2 * BAD_BATCH + 1]
     rest = {
         name: np.delete(g, bad, axis=0) for name, g in poisoned(value).items()
     }
-    clean = train(mirrored(), settings, rest)
+    clean = train(mirrored(2), settings, rest)
     for name, weight in weights(clean).items():
         np.testing.assert_array_equal(weights(model)[name], weight)
     assert int(as_numpy(model.optimizer.iterations)) == 5
@@ -342,7 +343,7 @@ def test_one_bad_replica_skips_the_step_on_all(value):
 @pytest.mark.parametrize("accumulate", [None, 2])
 def test_one_bad_replica_skips_the_variable_on_all(value, accumulate):
     settings = {"gradient_accumulation_steps": accumulate}
-    model = train(mirrored(), settings, poisoned(value))
+    model = train(mirrored(2), settings, poisoned(value))
     assert_in_sync(model)
     assert_equal_to_one_device(model, settings, poisoned(value))
     assert int(as_numpy(model.optimizer.skipped_updates)) == 1
@@ -353,7 +354,7 @@ def test_loss_scale_optimizer_keeps_replicas_in_sync():
     given = gradients(8, SHAPES)
     wrap = keras.optimizers.LossScaleOptimizer
     settings = {"use_ema": True, "beta_1": 0.9}
-    model = train(mirrored(), settings, given, wrap=wrap)
+    model = train(mirrored(2), settings, given, wrap=wrap)
     assert_in_sync(model)
     single = train(tf.distribute.get_strategy(), settings, given, wrap=wrap)
     for name, weight in weights(single).items():
@@ -366,7 +367,7 @@ def test_loss_scale_optimizer_overlooks_a_replica_but_the_guard_does_not():
     # Keras asks the first replica alone whether the gradients are finite.
     settings = {"skip_nonfinite": "step"}
     model = train(
-        mirrored(),
+        mirrored(2),
         settings,
         poisoned(np.inf),
         wrap=keras.optimizers.LossScaleOptimizer,
@@ -381,7 +382,7 @@ def test_loss_scale_optimizer_overlooks_a_replica_but_the_guard_does_not():
 
 
 def test_optimizer_built_outside_the_scope_is_mirrored():
-    strategy = mirrored()
+    strategy = mirrored(2)
     with strategy.scope():
         optimizer = Adafactor(0.1, use_ema=True, beta_1=0.9)
         model = probe_model(STARTS, optimizer)
@@ -395,7 +396,7 @@ def test_optimizer_built_outside_the_scope_is_mirrored():
 
 def test_optimizer_made_outside_the_scope_is_refused():
     optimizer = Adafactor()
-    with mirrored().scope():
+    with mirrored(2).scope():
         model = probe_model(STARTS)
     with pytest.raises((ValueError, RuntimeError)):
         model.compile(optimizer, loss=mean_output)
@@ -414,12 +415,12 @@ def test_mirrored_model_is_saved_and_resumed_on_one_device(
     given = gradients(12, SHAPES)
     first = {name: g[:6] for name, g in given.items()}
     second = {name: g[6:] for name, g in given.items()}
-    model = train(mirrored(), settings, first)
+    model = train(mirrored(2), settings, first)
     model.save(tmp_path / "model.keras")
     fit(model, second, batch_size=2)
     single = keras.models.load_model(tmp_path / "model.keras")
     fit(single, second, batch_size=2)
-    with mirrored().scope():
+    with mirrored(2).scope():
         again = keras.models.load_model(tmp_path / "model.keras")
     fit(again, second, batch_size=2)
     assert_in_sync(again)
@@ -433,10 +434,10 @@ def test_mirrored_model_is_saved_and_resumed_on_one_device(
 def test_state_that_waits_for_its_slots_reaches_every_replica(tmp_path):
     settings = {"learning_rate": 0.1, "beta_1": 0.9, "use_ema": True}
     given = gradients(8, SHAPES)
-    first = train(mirrored(), settings, given)
+    first = train(mirrored(2), settings, given)
     path = tmp_path / "model.weights.h5"
     first.save_weights(path)
-    with mirrored().scope():
+    with mirrored(2).scope():
         model = probe_model(STARTS, Adafactor(**settings))
         model.load_weights(path)
     assert not model.optimizer.built
