@@ -8,7 +8,25 @@ import typing
 
 from examples.translation.errors import UserError
 
-OPTIMIZERS = ("adafactor", "keras_adafactor", "adam", "adamw", "sgd")
+OPTIMIZERS = (
+    "adafactor",
+    "came",
+    "smmf",
+    "subset_norm",
+    "subspace_momentum",
+    "coap",
+    "soap",
+    "hfac",
+    "fadam",
+    "signum",
+    "adalayer",
+    "lion",
+    "keras_adafactor",
+    "adam",
+    "adamw",
+    "muon",
+    "sgd",
+)
 
 
 def _field(
@@ -173,8 +191,8 @@ class TranslationConfig:
     learning_rate: float | None = _field(
         None,
         "Cap of the relative step, or peak. Default: 0.04 (tiny) or 0.01 for "
-        "adafactor and keras_adafactor, (4000 model_dim)^-0.5 for adam and "
-        "adamw, 0.1 for sgd.",
+        "adafactor and keras_adafactor, 0.1 for sgd, a multiple of "
+        "(4000 model_dim)^-0.5 for the others; see the README.",
         minimum=0.0,
     )
     warmup_steps: int | None = _field(
@@ -185,7 +203,8 @@ class TranslationConfig:
     )
     weight_decay: float | None = _field(
         None,
-        "Decoupled weight decay. Default: 0.01 for adamw, else none.",
+        "Decoupled weight decay. Default: 0.01 for adamw and muon, 0.1 for "
+        "fadam, else none.",
         minimum=0.0,
     )
     gradient_accumulation_steps: int = _field(

@@ -47,47 +47,19 @@ class OptimizerRow:
     """One optimizer and what fits it.
 
     Attributes:
-        build: `(learning_rate, warmup_steps, **keywords) -> optimizer`, where
-            the keywords are those every Keras optimizer takes.
+        constructor: Class of the optimizer.
+        learning_rate: `config -> float`, the default.
         relative_step: Whether the learning rate is the cap of a step relative
             to the size of each weight; else it is the peak of `WarmupRsqrt`.
-        learning_rate: `config -> float`, the default.
         weight_decay: Default weight decay.
+        settings: `config -> dict` of further arguments of the constructor.
     """
 
-    build: Callable
-    relative_step: bool
+    constructor: type
     learning_rate: Callable
+    relative_step: bool = False
     weight_decay: float | None = None
-
-
-def _adafactor(learning_rate, warmup_steps, **keywords):
-    return keras_adafactor.Adafactor(
-        learning_rate=learning_rate,
-        relative_step=True,
-        warmup_steps=warmup_steps or None,
-        record_update_rms=True,
-        **keywords,
-    )
-
-
-def _keras_adafactor(learning_rate, warmup_steps, **keywords):
-    if warmup_steps:
-        raise UserError(
-            "--warmup_steps must be 0 with --optimizer keras_adafactor, whose "
-            f"relative step has no warm-up. Received: {warmup_steps}"
-        )
-    return keras.optimizers.Adafactor(
-        learning_rate=learning_rate, relative_step=True, **keywords
-    )
-
-
-def _scheduled(constructor, **settings):
-    def build(learning_rate, warmup_steps, **keywords):
-        schedule = WarmupRsqrt(learning_rate, max(1, warmup_steps))
-        return constructor(schedule, **settings, **keywords)
-
-    return build
+    settings: Callable = lambda config: {}
 
 
 def _relative_step_cap(config):
@@ -99,35 +71,111 @@ def _relative_step_cap(config):
     return 0.04 if config.preset == "tiny" else 0.01
 
 
-def _transformer_peak(config):
-    """The peak of "Attention Is All You Need", at its 4,000 steps."""
-    return (config.model_dim * 4_000) ** -0.5
+def _of_transformer_peak(ratio):
+    """A multiple of the peak of "Attention Is All You Need", for 4,000 steps.
+
+    That is Adam's. The multiples are those which `benchmarks.family` found
+    best on `tiny`.
+    """
+    return lambda config: ratio * (config.model_dim * 4_000) ** -0.5
 
 
-_PAPER_BETAS = {"beta_1": 0.9, "beta_2": 0.98, "epsilon": 1e-9}
+def _adafactor_settings(config):
+    return {
+        "relative_step": True,
+        "warmup_steps": warmup_steps(config) or None,
+        "record_update_rms": True,
+    }
+
+
+def _keras_adafactor_settings(config):
+    if warmup := warmup_steps(config):
+        raise UserError(
+            "--warmup_steps must be 0 with --optimizer keras_adafactor, whose "
+            f"relative step has no warm-up. Received: {warmup}"
+        )
+    return {"relative_step": True}
+
+
+def _adam_settings(config):
+    return {"beta_1": 0.9, "beta_2": 0.98, "epsilon": 1e-9}
+
+
+def _subspace_settings(config):
+    # The paper's 128 of 512, for narrower models too; embeddings are no
+    # matrices of a linear layer, and theirs take Adam's step there.
+    rank = min(128, config.model_dim // 4)
+    return {"rank": rank, "fallback": "embedding"}
+
 
 OPTIMIZERS = {
     "adafactor": OptimizerRow(
-        _adafactor, relative_step=True, learning_rate=_relative_step_cap
+        keras_adafactor.Adafactor,
+        _relative_step_cap,
+        relative_step=True,
+        settings=_adafactor_settings,
     ),
+    "came": OptimizerRow(
+        keras_adafactor.CAME,
+        _of_transformer_peak(1),
+        settings=lambda config: {"debias_beta_3": True},
+    ),
+    "smmf": OptimizerRow(
+        keras_adafactor.SMMF,
+        _of_transformer_peak(1),
+        # The authors' for Transformers.
+        settings=lambda config: {"beta_2_decay": -0.8},
+    ),
+    "subset_norm": OptimizerRow(
+        keras_adafactor.SubsetNorm, _of_transformer_peak(8)
+    ),
+    "subspace_momentum": OptimizerRow(
+        keras_adafactor.SubspaceMomentum,
+        _of_transformer_peak(8),
+        settings=_subspace_settings,
+    ),
+    "coap": OptimizerRow(
+        keras_adafactor.COAP,
+        _of_transformer_peak(1),
+        settings=lambda config: {"fallback": "embedding"},
+    ),
+    "soap": OptimizerRow(
+        keras_adafactor.SOAP,
+        _of_transformer_peak(2),
+        # A basis of the vocabulary's size would cost more than the model.
+        settings=lambda config: {"max_precondition_dim": 4 * config.model_dim},
+    ),
+    "hfac": OptimizerRow(keras_adafactor.HFac, _of_transformer_peak(1)),
+    "fadam": OptimizerRow(
+        keras_adafactor.FAdam, _of_transformer_peak(1), weight_decay=0.1
+    ),
+    "signum": OptimizerRow(keras_adafactor.Signum, _of_transformer_peak(0.25)),
+    "adalayer": OptimizerRow(keras_adafactor.Adalayer, _of_transformer_peak(2)),
+    "lion": OptimizerRow(keras_adafactor.Lion, _of_transformer_peak(0.25)),
     "keras_adafactor": OptimizerRow(
-        _keras_adafactor, relative_step=True, learning_rate=_relative_step_cap
+        keras.optimizers.Adafactor,
+        _relative_step_cap,
+        relative_step=True,
+        settings=_keras_adafactor_settings,
     ),
     "adam": OptimizerRow(
-        _scheduled(keras.optimizers.Adam, **_PAPER_BETAS),
-        relative_step=False,
-        learning_rate=_transformer_peak,
+        keras.optimizers.Adam,
+        _of_transformer_peak(1),
+        settings=_adam_settings,
     ),
     "adamw": OptimizerRow(
-        _scheduled(keras.optimizers.AdamW, **_PAPER_BETAS),
-        relative_step=False,
-        learning_rate=_transformer_peak,
+        keras.optimizers.AdamW,
+        _of_transformer_peak(1),
         weight_decay=0.01,
+        settings=_adam_settings,
+    ),
+    "muon": OptimizerRow(
+        keras.optimizers.Muon, _of_transformer_peak(1), weight_decay=0.01
     ),
     "sgd": OptimizerRow(
-        _scheduled(keras.optimizers.SGD, momentum=0.9, nesterov=True),
-        relative_step=False,
-        learning_rate=lambda config: 0.1,
+        keras.optimizers.SGD,
+        lambda config: 0.1,
+        settings=lambda config: {"momentum": 0.9, "nesterov": True},
     ),
 }
 
@@ -164,17 +212,31 @@ def build_optimizer(config):
     weight_decay = config.weight_decay
     if weight_decay is None:
         weight_decay = row.weight_decay
+    rate = learning_rate(config)
+    if not row.relative_step:
+        rate = WarmupRsqrt(rate, max(1, warmup_steps(config)))
     accumulation = config.gradient_accumulation_steps
-    optimizer = row.build(
-        learning_rate(config),
-        warmup_steps(config),
+    optimizer = row.constructor(
+        learning_rate=rate,
         weight_decay=weight_decay or None,
         gradient_accumulation_steps=accumulation if accumulation > 1 else None,
         name=config.optimizer,
+        **row.settings(config),
     )
     if config.mixed_precision == "float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
+
+
+def accumulates_on_replicas(config):
+    """Whether the optimizer accumulates gradients under MirroredStrategy.
+
+    Those of Keras raise in `fit`.
+    """
+    return issubclass(
+        OPTIMIZERS[config.optimizer].constructor,
+        keras_adafactor.UpdateRuleOptimizer,
+    )
 
 
 def step_size(config, step):

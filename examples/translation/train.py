@@ -25,6 +25,7 @@ from examples.translation.evaluate import score_splits
 from examples.translation.evaluate import translate_pairs
 from examples.translation.losses import SmoothedCrossEntropy
 from examples.translation.losses import masked_accuracy
+from examples.translation.optimizers import accumulates_on_replicas
 from examples.translation.optimizers import build_optimizer
 from examples.translation.optimizers import describe_optimizer
 from examples.translation.runs import build_run_model
@@ -372,7 +373,7 @@ def check_devices(config, devices):
     if (
         devices.mirrored
         and config.gradient_accumulation_steps > 1
-        and config.optimizer != "adafactor"
+        and not accumulates_on_replicas(config)
     ):
         unable.append(
             "--gradient_accumulation_steps "
