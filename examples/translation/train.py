@@ -55,6 +55,24 @@ def train(config, termination=None):
         Terminated: SIGTERM or Ctrl-C came. The same call continues the run.
         UserError: The run cannot be done, or is not the one in `run_dir`.
     """
+    with prepared(config) as job:
+        job.fit(termination or Termination())
+        return job.finish()
+
+
+@contextlib.contextmanager
+def prepared(config):
+    """Opens the run of a configuration, a new one or the one that is there.
+
+    Args:
+        config: `TranslationConfig`.
+
+    Yields:
+        `Job`, whose directory is locked and whose settings are written.
+
+    Raises:
+        UserError: The run cannot be done, or is not the one in `run_dir`.
+    """
     start_naming()
     devices = choose_devices(
         config.strategy, config.virtual_devices, config.model_parallel
@@ -91,9 +109,7 @@ def train(config, termination=None):
         print(f"devices: {devices.description}")
         print(f"optimizer: {describe_optimizer(config)}")
         print(config.to_json(), flush=True)
-        job = Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
-        job.fit(termination or Termination())
-        return job.finish()
+        yield Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,306 @@
+"""Trains the translation example with every optimizer, and sets them in order.
+
+    python -m benchmarks.family
+    python -m benchmarks.family --corpus multi30k --text_dir DIR
+
+Every optimizer takes equal steps on equal batches. Its learning rate is the
+best of a ladder of factors of two around the recipe's, by the validation loss
+of the first seed; the ladder grows where the best is its end. With the best it
+then trains on all seeds and translates the test sentences.
+
+One line is printed a run, and `results/family_<corpus>.json` beside this file
+is written after each: the same command goes on where it was stopped. `DIR`
+holds `train`, `val` and `test_2016_flickr`, each as `.en.gz` and `.de.gz`.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import statistics
+import time
+from typing import NamedTuple
+
+from examples.translation import report
+from examples.translation.config import TranslationConfig
+from examples.translation.errors import UserError
+from examples.translation.optimizers import OPTIMIZERS as RECIPES
+from examples.translation.termination import Termination
+from examples.translation.train import prepared
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+OPTIMIZERS = (
+    "adam",
+    "adamw",
+    "adafactor",
+    "keras_adafactor",
+    "came",
+    "smmf",
+    "hfac",
+    "subset_norm",
+    "subspace_momentum",
+    "coap",
+    "soap",
+    "fadam",
+    "signum",
+    "lion",
+    "adalayer",
+    "muon",
+)
+SEEDS = (0, 1, 2)
+LONGEST_LADDER = 4
+SETTINGS = {
+    "synthetic": {
+        "data": "synthetic",
+        "synthetic_train_size": 30_000,
+        "steps": 400,
+        "warmup_steps": 100,
+    },
+    "multi30k": {
+        "data": "text",
+        "steps": 400,
+        "warmup_steps": 100,
+        "vocab_size": 4_000,
+        "dropout": 0.1,
+    },
+}
+# XLA takes minutes to compile their decompositions for a CPU.
+WITHOUT_XLA = ("subspace_momentum", "coap", "soap")
+POINTS_OF_A_CURVE = 10
+
+
+class Run(NamedTuple):
+    """One training.
+
+    Attributes:
+        optimizer: Name of `--optimizer`.
+        rung: Int, the learning rate is the recipe's times `2 ** rung`.
+        seed: Of weights and batches.
+        scored: Whether the test sentences are translated at the end.
+    """
+
+    optimizer: str
+    rung: int
+    seed: int
+    scored: bool
+
+
+def wanted(optimizer, losses):
+    """The runs that come next for an optimizer.
+
+    Args:
+        optimizer: Name.
+        losses: Dict from `Run` to validation loss, of what was done.
+
+    Returns:
+        List of `Run`; empty when all is done.
+    """
+    ladder = {
+        run.rung: loss
+        for run, loss in losses.items()
+        if run.optimizer == optimizer and run.seed == SEEDS[0]
+    }
+    rungs = [-1, 0, 1]
+    if set(rungs) <= set(ladder):
+        best = min(ladder, key=ladder.get)
+        if best in (min(ladder), max(ladder)) and abs(best) < LONGEST_LADDER:
+            rungs = [best + (1 if best > 0 else -1)]
+        else:
+            runs = [Run(optimizer, best, seed, True) for seed in SEEDS]
+            return [run for run in runs if run not in losses]
+    return [
+        Run(optimizer, rung, SEEDS[0], False)
+        for rung in rungs
+        if rung not in ladder
+    ]
+
+
+def configure(run, corpus, text_dir, work_dir):
+    """The `TranslationConfig` of a run."""
+    settings = dict(SETTINGS[corpus])
+    if text_dir:
+        for split, name in (
+            ("train", "train"),
+            ("validation", "val"),
+            ("test", "test_2016_flickr"),
+        ):
+            for side, language in (("source", "en"), ("target", "de")):
+                path = pathlib.Path(text_dir) / f"{name}.{language}.gz"
+                settings[f"{split}_{side}"] = str(path)
+    recipe = RECIPES[run.optimizer]
+    if recipe.relative_step:
+        settings["warmup_steps"] = 0
+    default = TranslationConfig.from_preset(**settings)
+    rate = recipe.learning_rate(default) * 2.0**run.rung
+    every = settings["steps"] // POINTS_OF_A_CURVE
+    return TranslationConfig.from_preset(
+        **settings,
+        optimizer=run.optimizer,
+        learning_rate=rate,
+        seed=run.seed,
+        run_dir=str(
+            pathlib.Path(work_dir)
+            / f"{corpus}-{run.optimizer}-{run.rung}-{run.seed}"
+        ),
+        jit_compile="off" if run.optimizer in WITHOUT_XLA else "auto",
+        checkpoint_every=every,
+        keep_checkpoints=1,
+        average_checkpoints=1,
+        bleu_every=0,
+        bleu_sentences=1,
+        test_sentences=500,
+        sample_sentences=0,
+    )
+
+
+def train(run, corpus, text_dir, work_dir):
+    """Does a run, in a process of its own; returns what it measured."""
+    config = configure(run, corpus, text_dir, work_dir)
+    log = pathlib.Path(f"{config.run_dir}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    began = time.monotonic()
+    with prepared(config) as job:
+        diverged = False
+        try:
+            job.fit(Termination())
+        except UserError as error:
+            if "diverged" not in str(error):
+                raise
+            diverged = True
+        history = job.state.history
+        measured = {
+            **run._asdict(),
+            "learning_rate": config.learning_rate,
+            "parameters": sum(
+                math.prod(v.shape) for v in job.model.trainable_variables
+            ),
+            "state_bytes": report.state_bytes(job.optimizer.variables),
+            "diverged": diverged,
+            "history": [
+                {name: row[name] for name in ("step", "loss", "val_loss")}
+                for row in history
+                if math.isfinite(row["val_loss"])
+            ],
+            "scores": {},
+            "versions": report.versions(),
+        }
+        if run.scored and not diverged:
+            scores = job.finish()["scores"]["final"]
+            measured["scores"] = {
+                split: {name: score[name] for name in ("bleu", "chrf")}
+                for split, score in scores.items()
+            }
+    measured["seconds"] = time.monotonic() - began
+    return measured
+
+
+def final_loss(measured):
+    """Validation loss at the end; infinite for a run that diverged."""
+    if measured["diverged"]:
+        return math.inf
+    return measured["history"][-1]["val_loss"]
+
+
+def losses_of(results):
+    return {
+        Run(*(measured[name] for name in Run._fields)): final_loss(measured)
+        for measured in results
+    }
+
+
+def describe(measured):
+    bleu = measured["scores"].get("test", {}).get("bleu")
+    return (
+        f"{measured['optimizer']:18} rate {measured['learning_rate']:.2e}  "
+        f"seed {measured['seed']}  val. loss {final_loss(measured):.4f}"
+        + (f"  BLEU {bleu:.1f}" if bleu is not None else "")
+        + f"  {measured['seconds']:.0f} s"
+    )
+
+
+def run_all(options, path):
+    """Does all that is wanted, and writes each result as it comes."""
+    results = json.loads(path.read_text())["runs"] if path.exists() else []
+    # A worker has one core; several of them keep all busy.
+    os.environ |= {
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    running = {}
+    with concurrent.futures.ProcessPoolExecutor(
+        options.workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        max_tasks_per_child=1,
+    ) as pool:
+        while True:
+            losses = losses_of(results)
+            todo = [
+                run
+                for optimizer in options.optimizers
+                for run in wanted(optimizer, losses)
+                if run not in running.values()
+            ]
+            for run in todo[: options.workers - len(running)]:
+                future = pool.submit(
+                    train,
+                    run,
+                    options.corpus,
+                    options.text_dir,
+                    options.work_dir,
+                )
+                running[future] = run
+            if not running:
+                return results
+            done, _ = concurrent.futures.wait(
+                running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                del running[future]
+                results.append(future.result())
+                print(describe(results[-1]), flush=True)
+            write(path, {"corpus": options.corpus, "runs": results})
+
+
+def write(path, data):
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(data, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def finals(results):
+    """Optimizer -> its scored runs, a seed each, for those that are done."""
+    scored = {
+        name: [r for r in results if r["optimizer"] == name and r["scored"]]
+        for name in OPTIMIZERS
+    }
+    return {name: runs for name, runs in scored.items() if len(runs) >= 3}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--corpus", choices=SETTINGS, default="synthetic")
+    parser.add_argument("--text_dir", help="of --corpus multi30k")
+    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--work_dir", default="runs/family")
+    options = parser.parse_args()
+    if (options.corpus == "synthetic") == bool(options.text_dir):
+        parser.error("--text_dir goes with --corpus multi30k, and only so")
+    path = RESULTS / f"family_{options.corpus}.json"
+    results = run_all(options, path)
+    for name, runs in finals(results).items():
+        losses = [final_loss(run) for run in runs]
+        print(f"{name:18} {statistics.mean(losses):.4f}")
+
+
+if __name__ == "__main__":
+    main()
