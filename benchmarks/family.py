@@ -20,7 +20,6 @@ import math
 import multiprocessing
 import os
 import pathlib
-import statistics
 import time
 from typing import NamedTuple
 
@@ -274,15 +273,6 @@ def write(path, data):
     unfinished.replace(path)
 
 
-def finals(results):
-    """Optimizer -> its scored runs, a seed each, for those that are done."""
-    scored = {
-        name: [r for r in results if r["optimizer"] == name and r["scored"]]
-        for name in OPTIMIZERS
-    }
-    return {name: runs for name, runs in scored.items() if len(runs) >= 3}
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -296,10 +286,8 @@ def main():
     if (options.corpus == "synthetic") == bool(options.text_dir):
         parser.error("--text_dir goes with --corpus multi30k, and only so")
     path = RESULTS / f"family_{options.corpus}.json"
-    results = run_all(options, path)
-    for name, runs in finals(results).items():
-        losses = [final_loss(run) for run in runs]
-        print(f"{name:18} {statistics.mean(losses):.4f}")
+    run_all(options, path)
+    print("python -m benchmarks.family_report draws and writes what was found")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from benchmarks import family
+from benchmarks import family_report
+from benchmarks import tables
+
 RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
 PROGRAM = """
 import runpy
@@ -31,3 +35,67 @@ def test_help_is_help_without_the_compiler(name):
     assert done.returncode == 0, done.stderr
     assert f"python -m benchmarks.{name}" in done.stdout
     assert stamps() == before
+
+
+def follow(best_rung):
+    """The runs of an optimizer whose loss is least at a rung, in order."""
+    losses = {}
+    while todo := family.wanted("soap", losses):
+        for run in todo:
+            assert run not in losses
+            losses[run] = abs(run.rung - best_rung)
+    return list(losses)
+
+
+def test_every_rate_has_a_neighbour_that_is_worse():
+    for best in range(-family.LONGEST_LADDER, family.LONGEST_LADDER + 1):
+        runs = follow(best)
+        rungs = {run.rung for run in runs}
+        assert best in rungs
+        if abs(best) < family.LONGEST_LADDER:
+            assert {best - 1, best + 1} <= rungs
+        assert runs[-3:] == [
+            family.Run("soap", best, seed, True) for seed in family.SEEDS
+        ]
+
+
+def test_best_rate_beyond_the_ladder_is_its_end():
+    assert follow(100)[-1].rung == family.LONGEST_LADDER
+
+
+def test_run_that_diverged_is_worse_than_any():
+    done = {"diverged": True, "history": []}
+    assert family.final_loss(done) == float("inf")
+
+
+def test_optimizers_compared_are_those_of_the_example():
+    from examples.translation.config import OPTIMIZERS  # noqa: PLC0415
+
+    # SGD does not train a Transformer.
+    assert {*family.OPTIMIZERS, "sgd"} == set(OPTIMIZERS)
+    assert set(family_report.LABELS) == set(family.OPTIMIZERS)
+
+
+def test_table_is_replaced_where_it_stands():
+    text = "a\n<!-- table: x -->\n| 1 |\n<!-- end of table -->\nb\n"
+    table = tables.markdown(["p", "q"], [["1", "2"]])
+    assert table == "| p | q |\n| --- | --- |\n| 1 | 2 |\n"
+    assert tables.written(text, "x") == "| 1 |\n"
+    changed = tables.replaced(text, "x", table)
+    assert tables.written(changed, "x") == table
+    assert changed.startswith("a\n") and changed.endswith("\nb\n")
+    with pytest.raises(ValueError, match="one table 'y'. Received: 0"):
+        tables.written(text, "y")
+
+
+@pytest.mark.parametrize("corpus", family.SETTINGS)
+def test_committed_table_is_that_of_its_data(corpus):
+    results = family_report.load(corpus)
+    if not results:
+        pytest.skip(
+            f"No results of {corpus}: python -m benchmarks.family makes them."
+        )
+    page = family_report.PAGE.read_text()
+    assert tables.written(page, f"family {corpus}") == family_report.table(
+        results
+    )

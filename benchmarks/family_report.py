@@ -1,0 +1,195 @@
+"""Tables and plots of what `benchmarks.family` measured.
+
+    python -m benchmarks.family_report
+
+Draws `results/family_<corpus>_loss.png` and `results/family_<corpus>_bleu.png`
+beside this file, and writes the tables of `docs/which_optimizer.md`.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+
+from matplotlib.figure import Figure
+
+from benchmarks import tables
+from benchmarks.family import OPTIMIZERS
+from benchmarks.family import RESULTS
+from benchmarks.family import SEEDS
+from benchmarks.family import SETTINGS
+from benchmarks.family import final_loss
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "which_optimizer.md"
+TITLES = {
+    "synthetic": "embedded synthetic corpus",
+    "multi30k": "Multi30k",
+}
+LABELS = {
+    "adafactor": "Adafactor",
+    "came": "CAME",
+    "smmf": "SMMF",
+    "subset_norm": "SubsetNorm",
+    "subspace_momentum": "SubspaceMomentum",
+    "coap": "COAP",
+    "soap": "SOAP",
+    "hfac": "HFac",
+    "fadam": "FAdam",
+    "signum": "Signum",
+    "adalayer": "Adalayer",
+    "lion": "Lion",
+    "keras_adafactor": "keras.Adafactor",
+    "adam": "keras.Adam",
+    "adamw": "keras.AdamW",
+    "muon": "keras.Muon",
+}
+
+
+def finals(results):
+    """Optimizer -> its runs with the best rate, one a seed.
+
+    Optimizers of which a seed is missing are left out.
+    """
+    found = {
+        name: [r for r in results if r["optimizer"] == name and r["scored"]]
+        for name in OPTIMIZERS
+    }
+    return {
+        name: runs
+        for name, runs in found.items()
+        if {run["seed"] for run in runs} == set(SEEDS)
+    }
+
+
+def bleu(run):
+    """BLEU of the test sentences; 0 for a run that diverged."""
+    return run["scores"].get("test", {}).get("bleu", 0.0)
+
+
+def bytes_a_parameter(run):
+    return run["state_bytes"] / run["parameters"]
+
+
+def spread(values, digits):
+    """Mean, and half the range, as text."""
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def table(results):
+    """The table of a corpus, the best BLEU first."""
+    rows = []
+    ordered = sorted(
+        finals(results).items(),
+        key=lambda item: -statistics.mean(map(bleu, item[1])),
+    )
+    for name, runs in ordered:
+        rows.append(
+            [
+                f"`{LABELS[name]}`",
+                spread([final_loss(run) for run in runs], 3),
+                spread([bleu(run) for run in runs], 1),
+                f"{bytes_a_parameter(runs[0]):.2f}",
+                f"{runs[0]['learning_rate']:.1e}",
+            ]
+        )
+    header = ["", "validation loss", "BLEU", "state, bytes a parameter", "rate"]
+    return tables.markdown(header, rows)
+
+
+def plot_losses(results, title, path):
+    """Mean validation loss of the seeds, a line an optimizer."""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    axes = figure.add_subplot(
+        title=f"{title}: validation loss, mean of {len(SEEDS)} seeds",
+        xlabel="step",
+        ylabel="loss",
+    )
+    curves = {}
+    for name, runs in finals(results).items():
+        if any(run["diverged"] for run in runs):
+            continue
+        steps = [row["step"] for row in runs[0]["history"]]
+        losses = [
+            statistics.mean(rows)
+            for rows in zip(
+                *[[row["val_loss"] for row in r["history"]] for r in runs],
+                strict=True,
+            )
+        ]
+        curves[name] = steps, losses
+    ordered = sorted(curves, key=lambda name: -curves[name][1][-1])
+    for index, name in enumerate(ordered):
+        ours = not LABELS[name].startswith("keras")
+        axes.plot(
+            *curves[name],
+            "-" if ours else "--",
+            color=f"C{index % 10}",
+            linewidth=1.8 if ours else 1.2,
+            label=f"{LABELS[name]}  {curves[name][1][-1]:.2f}",
+        )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, title="at the end")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_bleu(results, title, path):
+    """BLEU against bytes of state, a point an optimizer."""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    axes = figure.add_subplot(
+        title=f"{title}: quality against memory, up and left is better",
+        xlabel="optimizer state, bytes a parameter",
+        ylabel=f"BLEU, mean and range of {len(SEEDS)} seeds",
+        xscale="log",
+    )
+    for name, runs in finals(results).items():
+        scores = [bleu(run) for run in runs]
+        mean, size = statistics.mean(scores), bytes_a_parameter(runs[0])
+        ours = not LABELS[name].startswith("keras")
+        axes.errorbar(
+            size,
+            mean,
+            yerr=[[mean - min(scores)], [max(scores) - mean]],
+            fmt="o" if ours else "s",
+            color="C0" if ours else "0.45",
+            capsize=3,
+        )
+        axes.annotate(
+            LABELS[name],
+            (size, mean),
+            xytext=(6, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.15)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def load(corpus):
+    path = RESULTS / f"family_{corpus}.json"
+    return json.loads(path.read_text())["runs"] if path.exists() else []
+
+
+def main():
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    ).parse_args()
+    page = PAGE.read_text()
+    for corpus in SETTINGS:
+        results = load(corpus)
+        if not finals(results):
+            continue
+        for kind, plot in (("loss", plot_losses), ("bleu", plot_bleu)):
+            plot(
+                results,
+                TITLES[corpus],
+                RESULTS / f"family_{corpus}_{kind}.png",
+            )
+        page = tables.replaced(page, f"family {corpus}", table(results))
+    PAGE.write_text(page)
+    print(f"written to {RESULTS} and {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
