@@ -17,6 +17,7 @@ from tests.probe import as_numpy
 
 START = np.linspace(-1.0, 2.0, 12, dtype="float32").reshape(3, 4)
 SETTINGS = {
+    "name": "adafactor",
     "learning_rate": 0.1,
     "beta_1": 0.9,
     "use_ema": True,
