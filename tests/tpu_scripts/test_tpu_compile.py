@@ -7,6 +7,7 @@ Numbers are the compiler's account of the program, never a clock's.
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import math
 
@@ -441,6 +442,90 @@ def test_sharded_step_exchanges_sums_of_statistics_and_no_weight(settings):
         "kernel/w": [("data",), ("model",)],
         "heads/w": [("data",), ("model", None)],
     }
+
+
+# What an ordinary step of every optimizer exchanges beside scalars: kind and
+# bytes that come out -> number. Reduced are statistics of rows, columns and
+# blocks, and what a basis projects.
+EXCHANGES = {
+    "adafactor": {("all-reduce", n): k for n, k in SUMS.items()},
+    "adafactor_momentum": {("all-reduce", n): k for n, k in SUMS.items()},
+    "adalayer": {},
+    "came": {
+        ("all-reduce", 128): 9,
+        ("all-reduce", 512): 2,
+        ("all-reduce", 2048): 3,
+    },
+    # The table, projected on 256 columns, a sixteenth; so the two kernels.
+    "coap": {
+        ("all-reduce", 4 * 512 * 256): 1,
+        ("all-reduce", 4 * 256 * 128): 1,
+        ("all-reduce", 4 * 32 * 256): 1,
+    },
+    # The RMS of its clips, summed along one axis first.
+    "fadam": {("all-reduce", 128): 3, ("all-reduce", 2048): 3},
+    "hfac": {
+        ("all-reduce", 128): 9,
+        ("all-reduce", 512): 2,
+        ("all-reduce", 2048): 3,
+    },
+    "lion": {},
+    "signum": {},
+    # Squares are other shapes than the variables: a sixteenth of the table
+    # and of the kernel, a quarter of its bits, is gathered to reshape it.
+    "smmf": {
+        ("all-gather", 4096): 2,
+        ("all-gather", 8192): 2,
+        ("all-gather", 32768): 1,
+        ("all-gather", 131072): 1,
+        ("all-gather", 262144): 1,
+        ("all-gather", 1048576): 1,
+        ("all-reduce", 128): 6,
+        ("all-reduce", 256): 4,
+        ("all-reduce", 512): 2,
+        ("all-reduce", 2048): 4,
+        ("all-reduce", 4096): 2,
+        ("all-reduce", 8192): 2,
+    },
+    # Heads, turned along axes that are split: of a sixteenth of the variable.
+    "soap": {
+        ("all-gather", 32768): 1,
+        ("all-gather", 65536): 5,
+        ("all-reduce", 64): 1,
+        ("all-reduce", 4096): 1,
+        ("all-reduce", 65536): 1,
+    },
+    "subset_norm": {
+        ("all-reduce", 128): 1,
+        ("all-reduce", 512): 1,
+        ("all-reduce", 2048): 1,
+    },
+    # Norms of rows, and the projections of rank 2.
+    "subspace_momentum": {
+        ("all-reduce", 128): 1,
+        ("all-reduce", 256): 1,
+        ("all-reduce", 512): 1,
+        ("all-reduce", 1024): 1,
+        ("all-reduce", 2048): 1,
+        ("all-reduce", 4096): 1,
+    },
+}
+
+
+@only_jax
+@pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
+def test_sharded_step_of_every_optimizer_exchanges_no_weight(row):
+    class Ordinary(row.make):
+        """With no refresh in it."""
+
+        def is_refresh_due(self, count):
+            return keras.ops.convert_to_tensor(False)
+
+    row = dataclasses.replace(row, make=Ordinary)
+    _, found = sharded_optimizer_step(lambda: row.optimizer(**row.on_tpu))
+    assert arrays(found) == EXCHANGES[row.name]
+    smallest = 4 * math.prod(SHAPES["heads"])
+    assert all(size <= smallest for _, size in arrays(found))
 
 
 @only_jax
