@@ -3,6 +3,7 @@
 from keras_adafactor._version import __version__ as __version__
 from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.functional.axis_groups import AxisGroups
+from keras_adafactor.monitor import OptimizerMonitor
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizers.adafactor import Adafactor
 from keras_adafactor.optimizers.adalayer import Adalayer
@@ -31,6 +32,7 @@ __all__ = [
     "FAdam",
     "HFac",
     "Lion",
+    "OptimizerMonitor",
     "SMMF",
     "SOAP",
     "Signum",

@@ -24,6 +24,10 @@ if keras.backend.backend() == "jax":
         """
         return jax.default_matmul_precision("highest")
 
+    def sync_training_state(model):
+        """Gives variables their values within `fit`: the trainer has them."""
+        model.jax_state_sync()
+
 else:
 
     def _is_sparse(gradient):
@@ -32,6 +36,9 @@ else:
     def full_precision():
         # Neither TensorFlow nor PyTorch has such a scope.
         return contextlib.nullcontext()
+
+    def sync_training_state(model):
+        pass
 
 
 if keras.backend.backend() == "tensorflow":
@@ -177,3 +184,31 @@ def derive_layout(variable, array):
     return keras.distribution.TensorLayout(
         [None] * len(array.axes), distribution.device_mesh
     )
+
+
+def scalar_writer(directory):
+    """Returns a function that writes numbers for TensorBoard.
+
+    Args:
+        directory: Path.
+
+    Returns:
+        Function of a step and a dict from name to number.
+    """
+    try:
+        from tensorflow import summary  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            "Argument `log_dir` needs TensorFlow, whatever the backend, as "
+            "`keras.callbacks.TensorBoard` does: `pip install tensorflow`. "
+            f"Received: log_dir={directory}"
+        ) from error
+    writer = summary.create_file_writer(str(directory))
+
+    def write(step, scalars):
+        with writer.as_default(step=step):
+            for name, value in scalars.items():
+                summary.scalar(name, value)
+        writer.flush()
+
+    return write

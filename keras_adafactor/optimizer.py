@@ -552,6 +552,22 @@ def path_of(variable):
     return variable.name.partition(":")[0] if path is None else path
 
 
+def inner_optimizers(optimizer):
+    """The optimizers inside of what Keras wraps around them.
+
+    Args:
+        optimizer: Any optimizer, a `keras.optimizers.LossScaleOptimizer` or
+            `MultiOptimizer` perhaps.
+
+    Returns:
+        List of optimizers, of one where there is no `MultiOptimizer`.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    # `MultiOptimizer` has them; not every Keras has it.
+    return list(getattr(optimizer, "optimizers", [optimizer]))
+
+
 def own_arguments(cls):
     """Names of the constructor's arguments that Keras does not know.
 

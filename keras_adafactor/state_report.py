@@ -7,6 +7,7 @@ from dataclasses import field
 import keras
 
 from keras_adafactor.optimizer import UpdateRuleOptimizer
+from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
 
 ADAM_BYTES_PER_PARAMETER = 8  # two float32 averages
@@ -166,7 +167,7 @@ def state_report(optimizer_or_model, variables=None):
         variables = variables or optimizer_or_model.trainable_variables
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
-    inner = getattr(optimizer, "optimizers", [optimizer])
+    inner = inner_optimizers(optimizer)
     ours = [o for o in inner if isinstance(o, UpdateRuleOptimizer)]
     if not ours:
         raise ValueError(

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_adafactor import OptimizerMonitor
+
 
 @keras.saving.register_keras_serializable(package="tests")
 class Probe(keras.layers.Layer):
@@ -86,6 +88,44 @@ def fit(model, gradients, batch_size=1, **arguments):
         verbose=0,
         **arguments,
     )
+
+
+class Reports(keras.callbacks.Callback):
+    """Keeps every report of a monitor; comes after it."""
+
+    def __init__(self, monitor):
+        super().__init__()
+        self.monitor = monitor
+        self.found = []
+
+    def _look(self):
+        report = self.monitor.report
+        if report and report not in self.found:
+            self.found.append(report)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._look()
+
+
+def reports_of(model, given, monitor=None, epochs=1, batch_size=1, more=()):
+    """The reports of an `OptimizerMonitor` in `fit`, or of one a step.
+
+    Args:
+        model: From `probe_model`.
+        given: Dict of gradients.
+        monitor: `OptimizerMonitor`.
+        epochs: Int.
+        batch_size: Samples a step.
+        more: Callbacks that come after it.
+    """
+    monitor = monitor or OptimizerMonitor(log_freq=1)
+    reports = Reports(monitor)
+    callbacks = [monitor, reports, *more]
+    fit(model, given, batch_size, epochs=epochs, callbacks=callbacks)
+    return reports.found
 
 
 def weights(model):

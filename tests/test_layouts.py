@@ -12,6 +12,7 @@ import pytest
 
 from keras_adafactor import Adafactor
 from keras_adafactor import AxisGroups
+from keras_adafactor import monitor
 from tests import probe
 from tests.optimizers import MAIN
 from tests.probe import as_numpy
@@ -391,3 +392,20 @@ def test_factored_step_gathers_no_weight():
     assert "all-reduce" in text
     assert "all-gather" not in text
     assert "all-to-all" not in text
+
+
+def test_monitor_shows_what_it_shows_of_one_device(monkeypatch):
+    # Samples of a sharded variable too.
+    monkeypatch.setattr(monitor, "SAMPLE", 100)
+    given = gradients(24, {name: x.shape for name, x in STARTS.items()})
+
+    def reports():
+        model = probe_model(STARTS, Adafactor(0.1, record_update_rms=True))
+        return probe.reports_of(model, given, batch_size=8)
+
+    alone = reports()
+    with distributed(model_parallel(RULES["columns"])):
+        together = reports()
+    assert len(together) == 3
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.logs() == pytest.approx(theirs.logs(), rel=1e-4)

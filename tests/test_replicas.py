@@ -16,6 +16,7 @@ from tests.probe import fit
 from tests.probe import gradients
 from tests.probe import mean_output
 from tests.probe import probe_model
+from tests.probe import reports_of
 from tests.probe import slot
 from tests.probe import weights
 
@@ -538,3 +539,24 @@ def test_assignment_by_a_replica_is_seen():
     with replica_assignments(own.value) as assigned:
         nodes_of(strategy, lambda: own.assign_add(np.ones(3)))
     assert assigned == ["own:0"]
+
+
+@pytest.mark.parametrize("wrap", [None, keras.optimizers.LossScaleOptimizer])
+@pytest.mark.parametrize("accumulation", [None, 2])
+def test_monitor_shows_what_it_shows_of_one_device(wrap, accumulation):
+    given = gradients(12, SHAPES)
+    given["bias"][4:6] = np.nan
+    found = []
+    for strategy in (mirrored(2), tf.distribute.get_strategy()):
+        with strategy.scope():
+            optimizer = Adafactor(
+                0.1,
+                record_update_rms=True,
+                gradient_accumulation_steps=accumulation,
+            )
+            model = probe_model(STARTS, wrap(optimizer) if wrap else optimizer)
+        found.append(reports_of(model, given, batch_size=2))
+    assert len(found[1]) == (3 if accumulation else 6)
+    for together, alone in zip(*found, strict=True):
+        assert together.step == alone.step
+        assert together.logs() == pytest.approx(alone.logs(), rel=1e-4)

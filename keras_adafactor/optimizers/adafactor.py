@@ -376,8 +376,13 @@ class Adafactor(UpdateRuleOptimizer):
             "True for `update_rms()`",
             self.record_update_rms,
         )
-        return {
-            path: float(ops.convert_to_numpy(slots["u_rms"]))
+        found = {
+            path: ops.copy(slots["u_rms"])
             for path, slots in self.slots()
             if "u_rms" in slots
         }
+        if not found:
+            return {}
+        # Read at once: the host waits for the device every time.
+        values = ops.convert_to_numpy(ops.stack(list(found.values())))
+        return dict(zip(found, values.tolist(), strict=True))
