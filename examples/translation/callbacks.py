@@ -12,13 +12,11 @@ import shutil
 import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from examples.translation.checkpoint import TrainingState
 from examples.translation.errors import UserError
 from examples.translation.evaluate import translate_pairs
-from examples.translation.optimizers import step_size
 from examples.translation.report import state_bytes
 from examples.translation.termination import Terminated
 
@@ -98,53 +96,6 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
                 "run (--run_dir) with a lower --learning_rate, more "
                 "--warmup_steps or --mixed_precision none."
             )
-
-
-class MeasureUpdate(keras.callbacks.Callback):
-    """Adds to the logs what the interval's last update did.
-
-    - `learning_rate`: the step size, relative to the weights for Adafactor.
-    - `change_rms`: RMS of the change of all weights.
-    - `update_rms`, `clipped_fraction`, from an optimizer that records them:
-      RMS of the update before clipping, averaged over the variables, and the
-      fraction of variables whose update was clipped.
-
-    Args:
-        config: `TranslationConfig`.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-
-    def on_train_batch_begin(self, batch, logs=None):
-        # The call that begins here runs `steps_per_execution` steps.
-        if batch + self.config.steps_per_execution >= self.params["steps"]:
-            self._before = _values(self.model.trainable_variables)
-
-    def on_epoch_end(self, epoch, logs=None):
-        after = _values(self.model.trainable_variables)
-        squares = sum(
-            np.sum(np.square(new.astype("float64") - old.astype("float64")))
-            for new, old in zip(after, self._before, strict=True)
-        )
-        size = sum(value.size for value in after)
-        del self._before
-        logs["change_rms"] = float(np.sqrt(squares / size))
-        optimizer = self.model.optimizer
-        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        updates = keras.ops.convert_to_numpy(optimizer.iterations)
-        logs["learning_rate"] = step_size(self.config, max(1, int(updates)))
-        if getattr(optimizer, "record_update_rms", False):
-            rms = np.array(list(optimizer.update_rms().values()))
-            logs["update_rms"] = float(np.mean(rms))
-            logs["clipped_fraction"] = float(
-                np.mean(rms > optimizer.clip_threshold)
-            )
-
-
-def _values(variables):
-    return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
 class TranslateSamples(keras.callbacks.Callback):

@@ -239,19 +239,6 @@ def accumulates_on_replicas(config):
     )
 
 
-def step_size(config, step):
-    """Returns the learning rate of an update, relative or absolute.
-
-    Args:
-        config: `TranslationConfig`.
-        step: Number of the update, counted from 1.
-    """
-    rate, warmup = learning_rate(config), warmup_steps(config)
-    if OPTIMIZERS[config.optimizer].relative_step:
-        return min(rate * min(1.0, step / max(1, warmup)), step**-0.5)
-    return float(WarmupRsqrt(rate, max(1, warmup))(step - 1))
-
-
 def describe_optimizer(config):
     """Returns the optimizer and its schedule in one line, for logs."""
     rate, warmup = learning_rate(config), warmup_steps(config)

@@ -9,6 +9,7 @@ import time
 
 import keras
 
+import keras_adafactor
 from examples.translation import STARTED
 from examples.translation import batching
 from examples.translation import callbacks
@@ -260,7 +261,7 @@ class Job:
             callbacks.AdvanceState(state),
             callbacks.StopOnTermination(termination, state, save),
             callbacks.StopOnNonFiniteLoss(state),
-            callbacks.MeasureUpdate(config),
+            keras_adafactor.OptimizerMonitor(),
             samples,
             callbacks.RecordHistory(state),
             callbacks.SaveCheckpoint(state, save),
