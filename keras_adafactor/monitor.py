@@ -178,11 +178,11 @@ class OptimizerMonitor(keras.callbacks.Callback):
     A warning is given, once, if in `patience` periods in a row updates were
     skipped, or the loss scale fell.
 
-    The training step stays as it is. In a step that is not measured nothing is
-    computed or read. A measured one waits for the device, twice, and keeps a
-    copy of the weights while it runs: of a variable of more than 2**20
-    elements, every third along its longest axis, and so on until no more than
-    that are left. What is shown of it is that of this sample.
+    The training step stays as it is, and beside a step that is not measured
+    nothing is computed or read. After a measured one the host waits for the
+    device, and while it runs there is a copy of the weights: of a variable of
+    more than 2**20 elements, of every third along its longest axis, and so on
+    until no more than that are left. RMS of it are those of this sample.
 
     Args:
         log_freq: Integer >= 1 or `"epoch"` (the default): whether the first
@@ -259,6 +259,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
         self._window = None
         self._found = None
         self._periods = 0  # in a row that skipped
+        self._before_periods = 0
         self._skipped = self._scale = None
 
     def _meet_optimizers(self):
