@@ -4,6 +4,7 @@ Replicas and layouts are in `test_replicas.py` and `test_layouts.py`.
 """
 
 import math
+import sys
 import warnings
 
 import keras
@@ -448,6 +449,13 @@ def test_log_dir_gets_every_variable(tmp_path):
         assert found[name][-1] == (4, pytest.approx(value))
 
 
+def test_log_dir_without_tensorflow_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monitor = OptimizerMonitor(log_dir=tmp_path)
+    with pytest.raises(ImportError, match="`log_dir` needs TensorFlow"):
+        monitor.on_train_begin()
+
+
 # What it costs.
 
 
@@ -674,6 +682,29 @@ def test_inside_of_a_multi_optimizer():
     assert row_of(report, "bias").update_rms is None
     assert logs["update_rms"] == row_of(report, "encoder").update_rms > 0
     assert logs["skipped_updates"] == 0
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"),
+    reason="this Keras has no MultiOptimizer yet",
+)
+def test_multi_optimizer_may_choose_when_it_is_built():
+    inner = {
+        "bias/w": keras.optimizers.SGD(0.2, name="sgd"),
+        "encoder/w": Adafactor(0.1, gradient_accumulation_steps=2, name="ours"),
+    }
+    model = probe_model(
+        STARTS,
+        keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.MultiOptimizer(lambda v: inner[v.path])
+        ),
+    )
+    monitor = OptimizerMonitor(4)
+    report = reports_of(model, gradients(8, SHAPES), monitor)[-1]
+    assert report.step == 8
+    assert report.learning_rates == pytest.approx({"sgd": 0.2, "ours": 0.1})
+    assert all(row.change_rms > 0 for row in report.rows)
+    assert report.loss_scale == 2.0**15
 
 
 def test_without_a_guard_there_are_no_skips_to_show():
