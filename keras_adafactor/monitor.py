@@ -18,6 +18,8 @@ from keras_adafactor.arguments import check_integer
 from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
 from keras_adafactor.step import compute_dtype
+from keras_adafactor.tables import dimensions
+from keras_adafactor.tables import lines_of_table
 
 # Elements of a variable that are looked at: a copy of them is kept for the
 # length of a measured step, of all variables at once.
@@ -111,7 +113,7 @@ class UpdateReport:
         table = [(*header, "update rms", "clipped")] + [
             (
                 row.path,
-                "(" + ", ".join(map(str, row.shape)) + ")",
+                dimensions(row.shape),
                 f"{row.weight_rms:.3g}",
                 f"{row.change_rms:.3g}",
                 "" if row.update_rms is None else f"{row.update_rms:.3g}",
@@ -119,17 +121,7 @@ class UpdateReport:
             )
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(
-                    zip(line, widths, strict=True)
-                )
-            ).rstrip()
-            for line in table
-        ]
-        lines.insert(1, "-" * sum(widths, 2 * (len(widths) - 1)))
+        lines = lines_of_table(table, right_aligned=4)
         lines.append(lines[1])
         totals = [f"{name} {value:.4g}" for name, value in self.logs().items()]
         lines.append(f"step {self.step:,}: " + ", ".join(totals))
@@ -176,7 +168,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
     what it does not record.
 
     A warning is given, once, if in `patience` periods in a row updates were
-    skipped, or the loss scale fell.
+    skipped, or the loss scale, below 1 already, fell.
 
     The training step stays as it is, and beside a step that is not measured
     nothing is computed or read. After a measured one the host waits for the
@@ -185,12 +177,11 @@ class OptimizerMonitor(keras.callbacks.Callback):
     until no more than that are left. RMS of it are those of this sample.
 
     Args:
-        log_freq: Integer >= 1 or `"epoch"` (the default): whether the first
-            step and the one at each multiple of so many is measured, or the
-            last of every epoch. Where Keras does not know the number of steps
-            of an epoch, those after a power of two are measured.
-            `steps_per_execution` steps are measured as one, as are
-            `gradient_accumulation_steps`: an update is among them.
+        log_freq: Integer >= 1 or `"epoch"`: which steps are measured. The
+            first and every so many, or the last of each epoch; where Keras
+            does not know how many those are, the 1st, 2nd, 3rd, 5th, 9th and
+            so on. `steps_per_execution` steps are measured as one, as are
+            `gradient_accumulation_steps`. Defaults to `"epoch"`.
         log_dir: Path or `None`. Where to write everything for TensorBoard, in
             a directory `optimizer`, beside those of the
             `keras.callbacks.TensorBoard` that has the same `log_dir`; by the
@@ -206,6 +197,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is out of range.
+        ImportError: When `fit` begins, with `log_dir` and no TensorFlow.
 
     Example:
 
@@ -255,7 +247,6 @@ class OptimizerMonitor(keras.callbacks.Callback):
         self._meet_optimizers()
         self._earlier = 0  # steps of earlier epochs
         self._began = 0  # the batch that began last
-        self._ended = 0  # the batches that have ended
         self._window = None
         self._found = None
         self._periods = 0  # in a row that skipped
@@ -269,7 +260,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
         self._length = max([self._execution, *filter(None, accumulated)])
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._began = self._ended = 0
+        self._began = 0
 
     def on_train_batch_begin(self, batch, logs=None):
         self._began = batch
@@ -279,8 +270,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
             self._open(batch)
 
     def on_train_batch_end(self, batch, logs=None):
-        # In a thread of Keras', and not always in order.
-        self._ended = max(self._ended, batch + 1)
+        # In a thread of Keras': nothing but this.
         if isinstance(logs, dict):
             logs.update(self._logs)
 
@@ -290,7 +280,8 @@ class OptimizerMonitor(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._end_epoch()
-        self._earlier += self._ended
+        done = self._began + self._execution
+        self._earlier += min(done, self.params.get("steps") or done)
         if isinstance(logs, dict):
             logs.update(self._logs)
 
@@ -417,7 +408,10 @@ class OptimizerMonitor(keras.callbacks.Callback):
 
     def _warn_of_skips(self, skipped, scale):
         new = (skipped or 0) - (self._skipped or 0)
-        fell = scale is not None and scale < self._scale
+        fell = False
+        if scale is not None:
+            # It falls from its initial value in any run, and ends at 0.
+            fell = scale == 0 or scale < min(1.0, self._scale)
         if not self._periods:
             self._before_periods = self._skipped or 0
         self._periods = self._periods + 1 if new > 0 or fell else 0
@@ -439,8 +433,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
         warnings.warn(
             f"Optimizer '{self.model.optimizer.name}': in {self._periods} "
             f"periods of {period} in a row gradients held NaN or infinity "
-            f"({what}). This does not pass by itself: look at the data, or "
-            "lower the learning rate.",
+            f"({what}). Look at the data, or lower the learning rate.",
             stacklevel=2,
         )
 

@@ -9,6 +9,8 @@ import keras
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
+from keras_adafactor.tables import dimensions
+from keras_adafactor.tables import lines_of_table
 
 ADAM_BYTES_PER_PARAMETER = 8  # two float32 averages
 
@@ -97,10 +99,10 @@ class StateReport:
         table = [header] + [
             (
                 row.path,
-                _dimensions(row.shape),
+                dimensions(row.shape),
                 row.rule,
                 ", ".join(
-                    f"{name} {_dimensions(shape)}"
+                    f"{name} {dimensions(shape)}"
                     + (f" {dtype}" if dtype != "float32" else "")
                     for name, (shape, dtype) in row.slots.items()
                 ),
@@ -108,17 +110,7 @@ class StateReport:
             )
             for row in self.rows
         ]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i == len(header) - 1 else cell.ljust(width)
-                for i, (cell, width) in enumerate(
-                    zip(line, widths, strict=True)
-                )
-            )
-            for line in table
-        ]
-        lines.insert(1, "-" * len(lines[0]))
+        lines = lines_of_table(table, right_aligned=1)
         lines.append(lines[1])
         lines.append(
             f"{self.optimizer}: {self.total_bytes:,} bytes of state for "
@@ -202,7 +194,3 @@ def _state_of(optimizer, variable):
         slots={name: (a.shape, a.dtype) for name, a in arrays.items()},
         state_bytes=sum(array.nbytes for array in arrays.values()),
     )
-
-
-def _dimensions(shape):
-    return "(" + ", ".join(map(str, shape)) + ")"

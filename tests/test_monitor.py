@@ -621,22 +621,33 @@ def test_skips_of_an_earlier_fit_do_not_count():
     assert not warnings_of(model, gradients(3, SHAPES), monitor)
 
 
-def test_loss_scale_that_goes_on_falling_is_told_of():
-    def scaled():
-        return keras.optimizers.LossScaleOptimizer(
-            Adafactor(0.1), initial_scale=2.0**10, dynamic_growth_steps=2
-        )
-
-    model = probe_model(STARTS, scaled())
-    monitor = OptimizerMonitor(1)
-    given = poisoned(5, range(5))
-    (warning,) = warnings_of(model, given, monitor)
-    assert "loss scale" in str(warning.message)
-    assert monitor.report.logs()["loss_scale"] == 2.0**5
-    # Growth and the overflow that ends it, again and again: nothing is wrong.
-    model = probe_model(STARTS, scaled())
-    given = poisoned(12, [2, 5, 8, 11])
-    assert not warnings_of(model, given, OptimizerMonitor(3, patience=2))
+@pytest.mark.parametrize(
+    ("initial", "bad", "log_freq", "told"),
+    [
+        # How any run begins.
+        (2.0**15, range(8), 1, 0),
+        (8.0, range(8), 1, 1),
+        # Soon there is nothing left that could fall.
+        (2.0**-125, range(12), 4, 1),
+        # Growth and the overflow that ends it, again and again.
+        (0.5, [2, 5, 8, 11], 3, 0),
+    ],
+)
+def test_loss_scale_that_goes_on_falling_is_told_of(
+    initial, bad, log_freq, told
+):
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        Adafactor(0.1), initial_scale=initial, dynamic_growth_steps=2
+    )
+    model = probe_model(STARTS, optimizer)
+    monitor = OptimizerMonitor(log_freq)
+    found = warnings_of(model, poisoned(12, bad), monitor)
+    assert len(found) == told
+    assert all("loss scale fell" in str(w.message) for w in found)
+    assert monitor.report.logs()["skipped_updates"] == 0
+    assert monitor.report.logs()["loss_scale"] == pytest.approx(
+        float(keras.ops.convert_to_numpy(optimizer.dynamic_scale))
+    )
 
 
 # With what.
