@@ -142,6 +142,18 @@ def test_train_step_compiles_with_every_option(setting):
     assert_arguments(program, model)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("generation", ["v5e", "v6e"])
+@pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
+def test_train_step_compiles_with_every_optimizer(row, generation):
+    model = translation_model(row.optimizer(**row.on_tpu))
+    program = train_step.compile_train_step(
+        model, packed_batch(), device(generation)
+    )
+    assert program.on_host() == []
+    assert_arguments(program, model)
+
+
 def test_dropout_compiles():
     # In a model of its own: on TensorFlow each dropout takes seconds.
     inputs = keras.Input((LENGTH, 64), batch_size=ROWS)
