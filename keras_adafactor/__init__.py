@@ -21,6 +21,8 @@ from keras_adafactor.rule import Step
 from keras_adafactor.rule import UpdateRule
 from keras_adafactor.state_report import state_report
 from keras_adafactor.storage import StateSpec
+from keras_adafactor.warm_start import WarmStartReport
+from keras_adafactor.warm_start import warm_start
 
 __all__ = [
     "Adafactor",
@@ -42,5 +44,7 @@ __all__ = [
     "SubspaceMomentum",
     "UpdateRule",
     "UpdateRuleOptimizer",
+    "WarmStartReport",
     "state_report",
+    "warm_start",
 ]

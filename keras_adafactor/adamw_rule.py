@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_adafactor.arguments import check_number
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.rule import UpdateRule
@@ -59,6 +60,15 @@ class AdamWRule(UpdateRule):
         )
         lr = self.learning_rate_ratio * step.lr
         return lr * m / (ops.sqrt(v) + self.epsilon), {"m": m, "v": v}
+
+    def moments(self, state, shape, path, t):
+        return Moments(state["m"], state["v"])
+
+    def adopt(self, moments, shape, path, t):
+        if moments.second is None:
+            return {}
+        m = {} if moments.first is None else {"m": moments.first}
+        return m | {"v": moments.second}
 
     def get_config(self):
         return dict(vars(self))

@@ -27,6 +27,36 @@ def second_moment_spec(shape, groups, name="v"):
     }
 
 
+def second_moment_of(square, groups, epsilon, name="v"):
+    """The entries of `second_moment_spec`, for one value of `g ** 2`.
+
+    Args:
+        square: Tensor of the shape of the variable: `g ** 2`, or its mean.
+        groups: `AxisGroups`.
+        epsilon: Float >= 0, added to it.
+        name: String, the name given to `second_moment_spec`.
+    """
+    if not groups.factored:
+        return {name: square + epsilon}
+    row, col = factored_mean(square, groups)
+    return {f"{name}_row": row + epsilon, f"{name}_col": col + epsilon}
+
+
+def whole_second_moment(state, groups, name="v"):
+    """`V`, of the shape of the variable; 0 where nothing was seen.
+
+    Args:
+        state: Dict with the entries of `second_moment_spec`.
+        groups, name: As there.
+    """
+    if not groups.factored:
+        return state[name]
+    row = ops.expand_dims(state[f"{name}_row"], groups.cols)
+    col = ops.expand_dims(state[f"{name}_col"], groups.rows)
+    mean_row = ops.mean(row, axis=groups.rows, keepdims=True)
+    return row * (col / ops.where(mean_row > 0, mean_row, 1.0))
+
+
 def update_second_moment(g, state, groups, rate, epsilon, name="v"):
     """`V`, moved towards `g ** 2 + epsilon` by `rate`.
 
@@ -41,13 +71,8 @@ def update_second_moment(g, state, groups, rate, epsilon, name="v"):
     Returns:
         Dict, the new entries.
     """
-    if not groups.factored:
-        return {name: ema(state[name], ops.square(g) + epsilon, rate)}
-    row, col = factored_mean(ops.square(g), groups)
-    return {
-        f"{name}_row": ema(state[f"{name}_row"], row + epsilon, rate),
-        f"{name}_col": ema(state[f"{name}_col"], col + epsilon, rate),
-    }
+    now = second_moment_of(ops.square(g), groups, epsilon, name)
+    return {key: ema(state[key], value, rate) for key, value in now.items()}
 
 
 def precondition_by_moment(g, moment, groups, name="v"):

@@ -7,6 +7,7 @@ no backend and draws no unseeded noise.
 from dataclasses import dataclass
 from typing import Any
 
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.noise import normal_noise
 from keras_adafactor.functional.noise import uniform_noise
 
@@ -62,9 +63,12 @@ class UpdateRule:
         weight_decay_order: When `x <- x - weight_decay * lr * x` is done:
             `"before"` the rule sees `x`, `"after"` its update was subtracted,
             or by the `"rule"` itself, which finds it in `step.decay`.
+        meaning: Names of the attributes that say what the entries mean: two
+            rules of a class understand each other's if they agree in these.
     """
 
     weight_decay_order = "before"
+    meaning = ()
 
     def rule_for(self, shape, path):
         """The rule that a variable takes. Asked once, in `build`.
@@ -136,3 +140,35 @@ class UpdateRule:
             Dict with the entries that are `refreshed`.
         """
         raise NotImplementedError
+
+    # What the entries mean, for `warm_start`.
+
+    def moments(self, state, shape, path, t):
+        """What the state of a variable says of its gradient.
+
+        Args:
+            state: Dict, as `update_rule` sees it.
+            shape, path: As for `state_spec`.
+            t: Int >= 1, the steps the variable has taken.
+
+        Returns:
+            `Moments`; by default nothing.
+        """
+        return Moments()
+
+    def adopt(self, moments, shape, path, t):
+        """The state that `t` steps with gradients of such moments leave.
+
+        An average of updates, `g / sqrt(v)` say, is taken for the update of
+        the average: as if the second moment had stood still.
+
+        Args:
+            moments: `Moments` of the gradient.
+            shape, path: As for `state_spec`.
+            t: Int >= 1, the steps that were taken.
+
+        Returns:
+            Dict with those entries that follow; by default none. An entry that
+            would be wrong beside one that is missing is not among them.
+        """
+        return {}

@@ -8,6 +8,7 @@ are slots waits for `build`.
 import re
 import warnings
 
+import h5py
 import numpy as np
 
 from keras_adafactor import backend
@@ -73,6 +74,50 @@ def load(optimizer, store):
         optimizer._waiting = saved
     for key, variable in expected.items():
         variable.assign(saved[key])
+
+
+def read_weights_file(path):
+    """The state of the optimizer in a `.weights.h5` file.
+
+    Args:
+        path: `pathlib.Path`.
+
+    Returns:
+        Dict from key to array: keys as of `stored`, or the positions of the
+        variables of an optimizer of Keras. Empty if there is none.
+    """
+    with h5py.File(path, "r") as file:
+        # What a `LossScaleOptimizer` wraps.
+        for place in ("optimizer/inner_optimizer/vars", "optimizer/vars"):
+            if place in file:
+                group = file[place]
+                return {key: _as_array(group[key]) for key in group}
+    return {}
+
+
+def _as_array(dataset):
+    array = np.asarray(dataset)
+    if array.dtype.kind != "V":
+        return array
+    # bfloat16, which h5py does not know: the upper half of float32.
+    upper = array.view(np.uint16).astype(np.uint32)
+    return (upper << 16).view(np.float32)
+
+
+def are_ours(keys):
+    """Whether keys are those of an optimizer of this package."""
+    return not all(key.isdigit() for key in keys)
+
+
+def variables_in(keys):
+    """How many variables of a model keys name, at least."""
+    found = [re.match(r"(\d+)_", key) for key in keys]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def forget_waiting(optimizer):
+    """Drops what was loaded before there were slots."""
+    optimizer._waiting = {}
 
 
 def check_waiting(optimizer, arrays):
@@ -146,6 +191,7 @@ def _check_fits(optimizer, saved, shapes, paths):
         f"({type(optimizer).__name__}): {len(found)} variables in the file, "
         f"{len(shapes)} in the optimizer. To load the weights of the model "
         "alone, compile it again, call `model.optimizer.build("
-        "model.trainable_variables)` and pass `skip_mismatch=True`.\n"
-        + "\n".join(lines)
+        "model.trainable_variables)` and pass `skip_mismatch=True`; "
+        "`keras_adafactor.warm_start(model, path)` then keeps what fits of "
+        "the optimizer, or of another one.\n" + "\n".join(lines)
     )

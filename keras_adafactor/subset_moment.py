@@ -8,8 +8,10 @@ from keras import ops
 
 from keras_adafactor.arguments import check
 from keras_adafactor.functional import subsets
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.storage import StateSpec
 
 
@@ -52,6 +54,43 @@ def second_moment_spec(shape, choice):
     """`v`, a number for each subset."""
     found = resolve(choice, shape)
     return {"v": StateSpec(found.sizes, found.axes, sees_gradient=True)}
+
+
+def moments(m, v, shape, choice, variant, beta_1, beta_2, t):
+    """`Moments` that the averages tell, which began at 0.
+
+    Args:
+        m: Tensor, the average of gradients, or `None`.
+        v: Tensor, the entry of `second_moment_spec`.
+        shape: Tuple of ints, the variable's.
+        choice, variant, beta_2: As for `precondition`.
+        beta_1: Float in (0, 1), the decay of `m`.
+        t: Int, the steps that were taken.
+    """
+    first = None if m is None else m / ema_weight(t, beta_1)
+    if variant == "adagrad":
+        return Moments(first)
+    found = resolve(choice, shape)
+    mean = v / (found.count * ema_weight(t, beta_2))
+    return Moments(first, ops.broadcast_to(found.spread(mean, shape), shape))
+
+
+def adopt(given, shape, choice, variant, beta_1, beta_2, t):
+    """The averages that `moments` would tell `given` of, as entries.
+
+    None of a sum over all steps, nor a momentum without its divisor.
+
+    Args:
+        given: `Moments`.
+        shape, choice, variant, beta_1, beta_2, t: As for `moments`; `beta_1`
+            may be `None`, without momentum.
+    """
+    if given.second is None or variant == "adagrad":
+        return {}
+    v = resolve(choice, shape).sum(given.second) * ema_weight(t, beta_2)
+    if beta_1 is None or given.first is None:
+        return {"v": v}
+    return {"m": ema_weight(t, beta_1) * given.first, "v": v}
 
 
 def precondition(m, g, v, choice, variant, beta_2, epsilon):

@@ -1,8 +1,23 @@
 """Moving averages of moments, whole and factored into rows and columns."""
 
 import math
+from typing import Any
+from typing import NamedTuple
 
 from keras import ops
+
+
+class Moments(NamedTuple):
+    """What is known of a gradient `g`: the tongue in which rules talk.
+
+    Attributes:
+        first: Tensor of the shape of the variable, an estimate of `E[g]`
+            without bias; or `None` where it is not known.
+        second: The same of `E[g ** 2]`.
+    """
+
+    first: Any = None
+    second: Any = None
 
 
 def ema(average, value, rate):
@@ -63,6 +78,16 @@ def debiased_decay_rate(t, beta):
         float32 scalar in (0, 1]; 1 at `t = 1`, `1 - beta` in the limit.
     """
     return (1.0 - beta) / -ops.expm1(t * math.log(beta))
+
+
+def ema_weight(t, beta):
+    """`1 - beta ** t`: how much of an average that began at 0 is values.
+
+    Args:
+        t: Int, the values averaged so far.
+        beta: Float in [0, 1), its decay.
+    """
+    return 1.0 - beta**t
 
 
 def bias_correction(t, beta_1, beta_2):

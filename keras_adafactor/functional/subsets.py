@@ -43,10 +43,14 @@ class Subsets(NamedTuple):
             return ops.reshape(x, self.shape)
         return ops.sum(ops.reshape(x, self.shape), axis=self.inside)
 
+    @property
+    def count(self):
+        """The entries of one subset, at least 1."""
+        return max(1, math.prod(self.shape[axis] for axis in self.inside))
+
     def mean(self, x):
         """The mean of every subset; 0 of those without entries."""
-        count = math.prod(self.shape[axis] for axis in self.inside)
-        return self.sum(x) / max(count, 1)
+        return self.sum(x) / self.count
 
     def spread(self, statistic, shape):
         """The number of its subset for every entry.

@@ -17,12 +17,18 @@ from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
 from keras_adafactor.arguments import check_patterns
 from keras_adafactor.factored import precondition
+from keras_adafactor.factored import precondition_by_moment
+from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
+from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
 from keras_adafactor.functional.axis_groups import AxisGroups
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.moments import power_decay_rate
+from keras_adafactor.functional.scaling import clip_by_rms
 from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import rms_clip_scale
@@ -318,6 +324,32 @@ class Adafactor(UpdateRuleOptimizer):
             return (alpha * clip) * u, state
         m = ema(state["m"], clip * u, 1.0 - self.beta_1)
         return alpha * m, state | {"m": m}
+
+    def moments(self, state, shape, path, t):
+        second = whole_second_moment(state, self._groups(shape, path))
+        if self.beta_1 is None:
+            return Moments(None, second)
+        u = state["m"] / ema_weight(t, self.beta_1)
+        return Moments(u * ops.sqrt(second), second)
+
+    def adopt(self, moments, shape, path, t):
+        if moments.second is None:
+            return {}
+        check(
+            self.step_offset < t,
+            "step_offset",
+            f"below {t}, the steps that were taken, or the statistics they "
+            "left are forgotten in the next",
+            self.step_offset,
+        )
+        groups = self._groups(shape, path)
+        state = second_moment_of(moments.second, groups, self.epsilon_1)
+        if self.beta_1 is not None and moments.first is not None:
+            u = precondition_by_moment(moments.first, state, groups)
+            within = groups.within_slice(len(shape))
+            u_hat = clip_by_rms(u, self.clip_threshold, within)
+            state["m"] = ema_weight(t, self.beta_1) * u_hat
+        return state
 
     def _decay_rate(self, t):
         """`1 - beta_2t`."""

@@ -14,6 +14,7 @@ from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
 from keras_adafactor.arguments import check_patterns
 from keras_adafactor.functional import subsets
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.optimizer import UpdateRuleOptimizer
@@ -178,6 +179,17 @@ class Adalayer(UpdateRuleOptimizer):
         if step.decay:
             u = u + step.decay * x
         return self._step_size(step) * u, {"m": m, "v": v}
+
+    def moments(self, state, shape, path, t):
+        v = self._subsets(shape, path).spread(state["v"], shape)
+        return Moments(state["m"], ops.broadcast_to(v, shape))
+
+    def adopt(self, moments, shape, path, t):
+        if moments.second is None:
+            return {}
+        m = {} if moments.first is None else {"m": moments.first}
+        blocks = self._subsets(shape, path)
+        return m | {"v": blocks.mean(moments.second)}
 
     def _second_moment_rate(self, step):
         """`1 - beta_2`, or what it is in place of that around a freeze."""

@@ -3,6 +3,7 @@
 from typing import Unpack
 
 import keras
+from keras import ops
 
 from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check_boolean
@@ -11,11 +12,15 @@ from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_number
 from keras_adafactor.factored import precondition
 from keras_adafactor.factored import precondition_by_moment
+from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
 from keras_adafactor.factored import update_second_moment
+from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.scaling import clip_by_rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import MOMENTUM_DTYPES
@@ -173,3 +178,42 @@ class CAME(UpdateRuleOptimizer):
         )
         delta = step.lr * precondition_by_moment(m, s, groups, "s")
         return delta, v | {"m": m} | s
+
+    def moments(self, state, shape, path, t):
+        # `v` has the bias that `u`, and so `m`, was made with.
+        v = whole_second_moment(state, self._groups(shape, path))
+        u = state["m"] / ema_weight(t, self.beta_1)
+        return Moments(u * ops.sqrt(v), v / ema_weight(t, self.beta_2))
+
+    def adopt(self, moments, shape, path, t):
+        if moments.second is None:
+            return {}
+        groups = self._groups(shape, path)
+        within = groups.within_slice(len(shape))
+        second = ema_weight(t, self.beta_2) * moments.second
+        state = second_moment_of(second, groups, self.epsilon_1)
+
+        def update(g):
+            u = precondition_by_moment(g, state, groups)
+            return clip_by_rms(u, self.clip_threshold, within)
+
+        mean = ops.zeros_like(second)
+        if moments.first is not None:
+            mean = update(moments.first)
+        new = state | {"m": ema_weight(t, self.beta_1) * mean}
+        if groups.factored:
+            # Of independent updates, `E[(u_hat - m) ** 2]` is their variance,
+            # times what the momentum has followed.
+            square = ops.square(update(ops.sqrt(moments.second)))
+            variance = ops.maximum(square - ops.square(mean), 0.0)
+            followed = 2.0 * self.beta_1**2 / (1.0 + self.beta_1)
+            weight = 1.0
+            if not self.debias_beta_3:
+                weight = ema_weight(t, self.beta_3)
+            new |= second_moment_of(
+                weight * followed * variance,
+                groups,
+                weight * self.epsilon_2,
+                "s",
+            )
+        return new

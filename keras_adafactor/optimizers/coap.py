@@ -16,12 +16,16 @@ from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
 from keras_adafactor.backend import full_precision
 from keras_adafactor.factored import precondition
+from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
+from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
 from keras_adafactor.functional.eigenbasis import rotate
 from keras_adafactor.functional.matricization import grouped_axes
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.moments import power_decay_rate
 from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms_clip_scale
@@ -213,6 +217,8 @@ class COAP(UpdateRuleOptimizer):
             self.state_dtype,
         )
 
+    meaning = ("variant",)
+
     @property
     def weight_decay_order(self):
         return "after" if self.variant == "adamw" else "rule"
@@ -388,6 +394,33 @@ class COAP(UpdateRuleOptimizer):
             clip = rms_clip_scale(update_rms(u), self.clip_threshold)
         m = ema(state["m"], (alpha * clip) * u, 1.0 - self.beta_1)
         return m, {"m": m} | new
+
+    def moments(self, state, shape, path, t):
+        _, ranks = self._projection(shape, path)
+        if ranks:
+            # A projection does not tell what it left out.
+            return Moments()
+        if self.variant == "adafactor":
+            # Its momentum is of steps, whose learning rates are gone.
+            groups = grouping.last_two(shape)
+            return Moments(None, whole_second_moment(state, groups))
+        return Moments(
+            state["m"] / ema_weight(t, self.beta_1),
+            ops.square(self._root(state)) / ema_weight(t, self.beta_2),
+        )
+
+    def adopt(self, moments, shape, path, t):
+        _, ranks = self._projection(shape, path)
+        if ranks or moments.second is None:
+            return {}
+        if self.variant == "adafactor":
+            groups = grouping.last_two(shape)
+            return second_moment_of(moments.second, groups, self.epsilon_1)
+        v = ema_weight(t, self.beta_2) * moments.second
+        state = {"v_root": ops.sqrt(v)} if self._rooted else {"v": v}
+        if moments.first is not None:
+            state["m"] = ema_weight(t, self.beta_1) * moments.first
+        return state
 
 
 def largest_quotient(beta_1, beta_2):

@@ -10,8 +10,10 @@ from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_number
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.scaling import clip_by_rms
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import update_rms
@@ -106,6 +108,7 @@ class FAdam(UpdateRuleOptimizer):
     """
 
     weight_decay_order = "rule"
+    meaning = ("fisher_exponent",)
 
     def __init__(
         self,
@@ -151,8 +154,7 @@ class FAdam(UpdateRuleOptimizer):
     def update_rule(self, g, x, state, step):
         rate = debiased_decay_rate(step.t, self.beta_2)
         fim = ema(state["fim"], ops.square(g), rate)
-        d = ops.power(fim, self.fisher_exponent) + self._adaptive_epsilon(g)
-        d = ops.maximum(d, _FLOOR)
+        d = self._divisor(fim, g)
 
         u_hat = clip_by_rms(g / d, self.clip_threshold)
         m = ema(state["m"], u_hat, 1.0 - self.beta_1)
@@ -163,6 +165,26 @@ class FAdam(UpdateRuleOptimizer):
                 w = ops.where(fim > 0, w, ops.zeros_like(w))
             delta = m + step.decay * clip_by_rms(w, self.clip_threshold)
         return step.lr * delta, {"m": m, "fim": fim}
+
+    def _divisor(self, fim, g):
+        d = ops.power(fim, self.fisher_exponent) + self._adaptive_epsilon(g)
+        return ops.maximum(d, _FLOOR)
+
+    def moments(self, state, shape, path, t):
+        fim = state["fim"]
+        u = state["m"] / ema_weight(t, self.beta_1)
+        return Moments(u * self._divisor(fim, ops.sqrt(fim)), fim)
+
+    def adopt(self, moments, shape, path, t):
+        if moments.second is None:
+            return {}
+        state, fim = {"fim": moments.second}, moments.second
+        if moments.first is not None:
+            # The gradient is looked at for its RMS only.
+            u = moments.first / self._divisor(fim, ops.sqrt(fim))
+            u_hat = clip_by_rms(u, self.clip_threshold)
+            state["m"] = ema_weight(t, self.beta_1) * u_hat
+        return state
 
     def _adaptive_epsilon(self, g):
         if self.epsilon_mode == "paper_v3":

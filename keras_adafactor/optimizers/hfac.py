@@ -9,9 +9,12 @@ from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_number
 from keras_adafactor.factored import precondition_by_moment
+from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
 from keras_adafactor.factored import update_second_moment
+from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import factored_mean
@@ -157,3 +160,17 @@ class HFac(UpdateRuleOptimizer):
         psi = ops.expand_dims(psi, groups.rows)
         delta = step.lr * (0.5 * (phi + psi) + u_hat)
         return delta, {"m_row": m_row, "m_col": m_col} | v
+
+    def moments(self, state, shape, path, t):
+        # Row and column means do not give the first moment of an entry.
+        second = whole_second_moment(state, self._groups(shape, path))
+        return Moments(state.get("m"), second)
+
+    def adopt(self, moments, shape, path, t):
+        if moments.second is None:
+            return {}
+        groups = self._groups(shape, path)
+        v = second_moment_of(moments.second, groups, self.epsilon)
+        if moments.first is None:
+            return v
+        return second_moment_of(moments.first, groups, 0.0, "m") | v

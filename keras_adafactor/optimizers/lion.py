@@ -8,7 +8,9 @@ from keras import ops
 from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import momentum_spec
@@ -88,3 +90,11 @@ class Lion(UpdateRuleOptimizer):
         u = ops.sign(ema(state["m"], g, 1.0 - self.beta_1))
         m = ema(state["m"], g, 1.0 - self.beta_2)
         return step.lr * u, {"m": m}
+
+    def moments(self, state, shape, path, t):
+        return Moments(state["m"] / ema_weight(t, self.beta_2))
+
+    def adopt(self, moments, shape, path, t):
+        if moments.first is None:
+            return {}
+        return {"m": ema_weight(t, self.beta_2) * moments.first}

@@ -9,7 +9,9 @@ from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import momentum_spec
@@ -96,3 +98,13 @@ class Signum(UpdateRuleOptimizer):
             return step.lr * ops.sign(g), {}
         m = ema(state["m"], g, 1.0 - self.beta_1)
         return step.lr * ops.sign(m), {"m": m}
+
+    def moments(self, state, shape, path, t):
+        if self.beta_1 is None:
+            return Moments()
+        return Moments(state["m"] / ema_weight(t, self.beta_1))
+
+    def adopt(self, moments, shape, path, t):
+        if self.beta_1 is None or moments.first is None:
+            return {}
+        return {"m": ema_weight(t, self.beta_1) * moments.first}

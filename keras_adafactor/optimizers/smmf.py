@@ -13,6 +13,7 @@ from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_number
 from keras_adafactor.functional.matricization import grouped_axes
 from keras_adafactor.functional.matricization import square_shape
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import power_decay_rate
 from keras_adafactor.optimizer import UpdateRuleOptimizer
@@ -188,6 +189,40 @@ class SMMF(UpdateRuleOptimizer):
         # The matrices of this step, before they were compressed.
         u = m / (ops.sqrt(v) + self.epsilon)
         return step.lr * ops.reshape(u, shape), new
+
+    def moments(self, state, shape, path, t):
+        if not self._factored(shape):
+            first, second = state.get("m"), state["v"]
+        else:
+            second = decompress(state["v_row"], state["v_col"])
+            second, first = ops.reshape(second, shape), None
+            if self.beta_1 is not None:
+                size = decompress(state["m_row"], state["m_col"])
+                first = state["m_sign"] * ops.reshape(size, shape)
+        if first is not None:
+            first = first / self._momentum_weight(t)
+        return Moments(first, second)
+
+    def adopt(self, moments, shape, path, t):
+        if moments.second is None:
+            return {}
+        m, v, state = None, moments.second, {}
+        if self.beta_1 is not None and moments.first is not None:
+            m = self._momentum_weight(t) * moments.first
+        if not self._factored(shape):
+            return {"v": v} if m is None else {"m": m, "v": v}
+        sizes = square_shape(math.prod(shape))
+        if m is not None:
+            size = ops.reshape(ops.abs(m), sizes)
+            state["m_row"], state["m_col"] = compress(size)
+            state["m_sign"] = m
+        state["v_row"], state["v_col"] = compress(ops.reshape(v, sizes))
+        return state
+
+    def _momentum_weight(self, t):
+        """How much of the momentum, which began at 0, is gradients."""
+        growth = self.beta_1_growth ** (t * (t - 1) / 2)
+        return 1.0 - self.beta_1**t * growth
 
 
 def compress(matrix):

@@ -17,7 +17,9 @@ from keras_adafactor.functional.eigenbasis import gram
 from keras_adafactor.functional.eigenbasis import power_step
 from keras_adafactor.functional.eigenbasis import rotate
 from keras_adafactor.functional.matricization import merge_neighbours
+from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
+from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import MOMENTUM_DTYPES
@@ -310,6 +312,45 @@ class SOAP(UpdateRuleOptimizer):
         row, col = ops.sqrt(r), ops.sqrt(c / mean)
         root = ops.expand_dims(row, 1) * ops.expand_dims(col, 0)
         return root, {"v_row": r, "v_col": c}
+
+    def moments(self, state, shape, path, t):
+        updates = t - 1
+        if not updates:
+            return Moments()
+        working = self._working_shape(shape)
+        axes = self._rotated_axes(working)
+        bases = {axis: state[f"basis_{axis}"] for axis in axes}
+        if self._factors(working):
+            row, col = state["v_row"], state["v_col"]
+            mean = ops.mean(row)
+            row = row / ops.where(mean > 0, mean, 1.0)
+            v = ops.expand_dims(row, 1) * ops.expand_dims(col, 0)
+        else:
+            v = ops.reshape(state["v"], working)
+        # In a basis in which entries are not correlated.
+        squared = {axis: ops.square(basis) for axis, basis in bases.items()}
+        with full_precision():
+            m = rotate(ops.reshape(state["m"], working), bases, back=True)
+            v = rotate(v, squared, back=True)
+        return Moments(
+            ops.reshape(m, shape) / ema_weight(updates, self.beta_1),
+            ops.reshape(v, shape) / ema_weight(updates, self.beta_2),
+        )
+
+    def adopt(self, moments, shape, path, t):
+        # Moments do not tell the basis, and are of no use in another.
+        working = self._working_shape(shape)
+        if self._rotated_axes(working) or moments.second is None:
+            return {}
+        v = ema_weight(t - 1, self.beta_2) * moments.second
+        if self._factors(working):
+            v = ops.reshape(v, working)
+            state = {"v_row": ops.mean(v, 1), "v_col": ops.mean(v, 0)}
+        else:
+            state = {"v": v}
+        if moments.first is not None:
+            state["m"] = ema_weight(t - 1, self.beta_1) * moments.first
+        return state
 
     @property
     def _shampoo_beta(self):

@@ -4,6 +4,7 @@ from typing import Unpack
 
 import keras
 
+from keras_adafactor import subset_moment
 from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_choice
@@ -93,6 +94,7 @@ class SubsetNorm(UpdateRuleOptimizer):
     """
 
     weight_decay_order = "after"
+    meaning = ("variant",)
 
     def __init__(
         self,
@@ -154,3 +156,15 @@ class SubsetNorm(UpdateRuleOptimizer):
             step, self.bias_correction, self.variant, self._decay, self.beta_2
         )
         return alpha * u, new
+
+    def moments(self, state, shape, path, t):
+        return subset_moment.moments(
+            state.get("m"), state["v"], shape, *self._statistics, t
+        )
+
+    def adopt(self, moments, shape, path, t):
+        return subset_moment.adopt(moments, shape, *self._statistics, t)
+
+    @property
+    def _statistics(self):
+        return self.subsets, self.variant, self._decay, self.beta_2

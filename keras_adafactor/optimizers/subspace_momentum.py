@@ -6,6 +6,7 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor import subset_moment
 from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
@@ -117,6 +118,7 @@ class SubspaceMomentum(UpdateRuleOptimizer):
     """
 
     weight_decay_order = "after"
+    meaning = ("variant",)
 
     def __init__(
         self,
@@ -238,3 +240,18 @@ class SubspaceMomentum(UpdateRuleOptimizer):
             m = ema(state["m"], y, 1.0 - self.beta_1)
             a = projection.with_projection(g, y, m, *along)
         return ops.reshape(a, shape), {"m": m}
+
+    def moments(self, state, shape, path, t):
+        # Of a subspace the momentum does not tell all of the first moment.
+        m = state["m"] if self._matrix(shape) is None else None
+        return subset_moment.moments(m, state["v"], shape, *self._statistics, t)
+
+    def adopt(self, moments, shape, path, t):
+        # A basis comes from a gradient, and its variable counts from there.
+        if self._matrix(shape) is not None:
+            return {}
+        return subset_moment.adopt(moments, shape, *self._statistics, t)
+
+    @property
+    def _statistics(self):
+        return self.subsets, self.variant, self.beta_1, self.beta_2

@@ -1,0 +1,686 @@
+"""Change the optimizer in the middle of a run, and keep what it has learned.
+
+Optimizers talk in `Moments` of the gradient: what entries mean is said by the
+rule that keeps them, and by `keras_rules` for those of Keras.
+"""
+
+import pathlib
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_adafactor import saved_state
+from keras_adafactor.arguments import check
+from keras_adafactor.functional.moments import Moments
+from keras_adafactor.keras_rules import rule_of
+from keras_adafactor.keras_rules import spec_of
+from keras_adafactor.optimizer import UpdateRuleOptimizer
+from keras_adafactor.optimizer import path_of
+from keras_adafactor.rule import noise_key
+from keras_adafactor.step import ACCUMULATOR
+from keras_adafactor.step import AVERAGE
+from keras_adafactor.step import COUNT
+from keras_adafactor.tables import dimensions
+from keras_adafactor.tables import lines_of_table
+
+SUPPORTED = (
+    "an optimizer of keras_adafactor, `keras.optimizers.Adam`, `AdamW`, "
+    "`RMSprop` or `Adafactor`, one of these in a `LossScaleOptimizer`, or a "
+    "model compiled with one"
+)
+MOMENT_OF = {"m": 1, "v": 2, "fim": 2, "r": 2, "c": 2}
+# How an entry came to be.
+KEPT, CONVERTED, STOOD_STILL = "kept", "converted", "of the variable"
+
+
+@dataclass(frozen=True)
+class CarriedState:
+    """What became of the state of one variable.
+
+    Attributes:
+        path: String, the variable's path.
+        shape: Tuple of ints, its shape.
+        source: String, its path in the source; `None` if it has none there.
+        carried: Dict from entry to how it came: `"kept"` bit for bit or in
+            another dtype, `"converted"` from moments, or `"of the variable"`,
+            an average that starts at the weight.
+        missing: Dict from entry that is as it was before to the reason.
+        unused: List of entries of the source that nothing was made of.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    source: str | None
+    carried: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class WarmStartReport:
+    """What went where: a table when printed, rows as data.
+
+    Attributes:
+        optimizer: String, the class of the optimizer that was started.
+        source: String, the class of the optimizer it has its state from.
+        iterations: Int, the steps that both have taken.
+        rows: List of `CarriedState`, one a variable.
+        unused_variables: List of paths: variables of the source that the
+            optimizer does not have.
+    """
+
+    optimizer: str
+    source: str
+    iterations: int
+    rows: list[CarriedState]
+    unused_variables: list[str]
+
+    @property
+    def complete(self):
+        """Whether no entry of the optimizer is without its statistics."""
+        return not any(row.missing for row in self.rows)
+
+    def __str__(self):
+        header = ("variable", "shape", "carried", "not carried", "not used")
+        table = [header] + [
+            (
+                row.path + (f" <- {row.source}" if _renamed(row) else ""),
+                dimensions(row.shape),
+                _grouped(row.carried),
+                _grouped(row.missing),
+                ", ".join(row.unused),
+            )
+            for row in self.rows
+        ]
+        lines = lines_of_table(table)
+        lines.append(lines[1])
+        lines.append(
+            f"{self.source} -> {self.optimizer}, step {self.iterations:,}; "
+            "the learning rate and all other settings are the optimizer's own"
+        )
+        if self.unused_variables:
+            lines.append(
+                "not in the optimizer: " + ", ".join(self.unused_variables)
+            )
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _renamed(row):
+    return row.source not in (None, row.path)
+
+
+def _grouped(entries):
+    """Entries of one reason beside each other: `v_row, v_col (kept)`."""
+    reasons = dict.fromkeys(entries.values())
+    return "; ".join(
+        ", ".join(name for name, why in entries.items() if why == reason)
+        + f" ({reason})"
+        for reason in reasons
+    )
+
+
+def warm_start(optimizer, source, variables=None, *, saved_by=None):
+    """Gives an optimizer the state that it would have had by now.
+
+    To change the optimizer, or its settings, in the middle of a run: second
+    moments, momentum, averages and the count of steps go from `source` to
+    `optimizer`, in the form it keeps them in. Adafactor then has the row and
+    column means of Adam's second moment, at Adam's step, where its decay of
+    `1 - t ** -0.8` forgets as slowly as it would have. All is looked at before
+    anything is assigned.
+
+    - Between rules of one class, an entry of the same name, shape and axes is
+      kept, in the dtype of the optimizer. A variable with a basis is carried
+      whole or not at all. So what fits of a checkpoint is kept where settings
+      have changed, or layers were unfrozen.
+    - All else goes by bias-corrected estimates of `E[g]` and `E[g ** 2]`, as
+      each rule says in `moments` and `adopt`. Momentum of updates is taken for
+      the update of the momentum; sums of steps, whose learning rates are gone,
+      and bases do not follow from moments and start anew.
+    - An average of weights that the source does not have starts at the weight.
+    - Gradients accumulated so far are carried if both accumulate as many.
+    - The learning rate is the optimizer's own. A schedule goes on at the step
+      of the source: write it for the whole run.
+
+    Variables are matched by path and shape. If a path of the optimizer is
+    not in the source, and the variables of both agree one by one in shape and
+    last name (`kernel`), they are matched in order: layers are named anew in
+    every process. A variable that is not matched keeps the state it has.
+
+    Args:
+        optimizer: The optimizer to be started: of this package, or of Keras
+            for the way back (`Adam`, `AdamW`, `RMSprop`, `Adafactor`); in a
+            `LossScaleOptimizer` or not; or a model compiled with it. Built if
+            it is not.
+        source: The optimizer that was trained with, or a model compiled with
+            it, of the same kinds; or the path of a `.keras` file, of an Orbax
+            checkpoint, or of a `.weights.h5` file.
+        variables: List of variables, for an optimizer that is not built.
+            Defaults to those of the model, or of a source that is no path.
+        saved_by: For a `.weights.h5` file, which does not say what is in it:
+            an optimizer as the one it was saved with; built, if that had other
+            variables than `optimizer`. Defaults to `None`: of the class of
+            `optimizer`, of which keys that do not fit are left.
+
+    Returns:
+        `WarmStartReport`; `print` it, or read `rows` and `complete`.
+
+    Raises:
+        ValueError: If an argument is of another kind, if the source has taken
+            no step, or if no variable is matched. Nothing is carried then.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import keras_adafactor
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model.compile("adam", "mse")
+    >>> data = np.ones((2, 8)), np.ones((2, 4))
+    >>> history = model.fit(*data, verbose=0)
+    >>> adam = model.optimizer
+    >>> model.compile(keras_adafactor.Adafactor(), "mse")
+    >>> report = keras_adafactor.warm_start(model, adam)
+    >>> report.rows[0].carried
+    {'v_row': 'converted', 'v_col': 'converted'}
+    """
+    target, model_variables = _opened("optimizer", optimizer)
+    variables = variables or target._trainable_variables or model_variables
+    path = _path_in(source)
+    if path is None or not path.name.endswith(".weights.h5"):
+        check(
+            saved_by is None,
+            "saved_by",
+            "None unless `source` is the path of a `.weights.h5` file",
+            saved_by,
+        )
+    if path is None:
+        origin, _ = _opened("source", source)
+        variables = variables or origin._trainable_variables
+    check(
+        bool(variables),
+        "variables",
+        "given for an optimizer that is not built",
+        variables,
+    )
+    if path is None:
+        state = _State.of(origin)
+    elif path.name.endswith(".weights.h5"):
+        state = _state_in_weights_file(path, target, variables, saved_by)
+    else:
+        origin, _ = _opened("source", keras.models.load_model(path))
+        state = _State.of(origin)
+    check(
+        state.updates > 0,
+        "source",
+        "an optimizer that has taken a step",
+        source,
+    )
+    if not target.built:
+        if isinstance(target, UpdateRuleOptimizer):
+            saved_state.forget_waiting(target)
+        target.build(variables)
+    own = _State.of(target)
+    assignments, rows = _carried(own, state)
+    for variable, value in assignments:
+        # A copy: JAX refuses to donate one buffer as two variables.
+        variable.assign(ops.copy(ops.cast(value, variable.dtype)))
+    if path is None:
+        _carry_loss_scale(optimizer, source)
+    used = {row.source for row in rows}
+    return WarmStartReport(
+        optimizer=type(target).__name__,
+        source=state.name,
+        iterations=state.updates,
+        rows=rows,
+        unused_variables=[r.path for r in state.rows if r.path not in used],
+    )
+
+
+# What an optimizer keeps, whoever wrote it.
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is kept for one variable.
+
+    Attributes:
+        path, shape: Of the variable.
+        rule: `UpdateRule` that says what it means, or `None`: what is there
+            is of the same meaning as what it is carried to.
+        specs: Dict from entry to `StateSpec`.
+        slots: Dict from slot name to variable or array.
+        variable: The variable; `None` in a file.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    rule: Any
+    specs: dict[str, Any]
+    slots: dict[str, Any]
+    variable: Any = None
+
+    def stored(self, name):
+        """The slots of an entry."""
+        spec = self.specs[name]
+        return {name + suffix: self.slots[name + suffix]
+                for suffix in spec.arrays()}  # fmt: skip
+
+    def decoded(self, name):
+        return self.specs[name].decode(
+            [ops.convert_to_tensor(s) for s in self.stored(name).values()],
+            "float32",
+        )
+
+    @property
+    def basis(self):
+        """Whether the entries are in a basis, of use only together."""
+        return any(spec.refreshed for spec in self.specs.values())
+
+
+@dataclass(frozen=True)
+class _State:
+    """What an optimizer keeps.
+
+    Attributes:
+        name: String, its class.
+        rows: List of `_Kept`.
+        iterations: Int, its calls.
+        accumulated: Int, the calls of one update.
+        counters: Dict from name to variable or array: what else it counts.
+        iterations_variable: `keras.Variable`; `None` in a file.
+    """
+
+    name: str
+    rows: list[_Kept]
+    iterations: int
+    accumulated: int
+    counters: dict[str, Any]
+    iterations_variable: Any = None
+
+    @property
+    def updates(self):
+        return self.iterations // self.accumulated
+
+    @classmethod
+    def of(cls, optimizer):
+        """That of an optimizer that is built."""
+        ours = isinstance(optimizer, UpdateRuleOptimizer)
+        return cls(
+            name=type(optimizer).__name__,
+            rows=_rows_of_ours(optimizer)
+            if ours
+            else _rows_of_keras(optimizer),
+            iterations=int(ops.convert_to_numpy(optimizer._iterations)),
+            accumulated=optimizer.gradient_accumulation_steps or 1,
+            counters=_counters(optimizer) if ours else {},
+            iterations_variable=optimizer._iterations,
+        )
+
+
+def _counters(optimizer):
+    if not optimizer.skip_nonfinite:
+        return {}
+    # Skips of variables and of steps are not of one kind.
+    unit = f"skipped_updates of a {optimizer.skip_nonfinite}"
+    return {unit: optimizer.skipped_updates}
+
+
+def _rows_of_ours(optimizer):
+    variables = optimizer.variables_built_with
+    return [
+        _Kept(
+            path=kept.plan.path,
+            shape=tuple(variable.shape),
+            rule=kept.plan.rule,
+            specs=kept.plan.specs,
+            slots=kept.slots,
+            variable=variable,
+        )
+        for kept, variable in zip(optimizer._kept, variables, strict=True)
+    ]
+
+
+def _rows_of_keras(optimizer):
+    rule = rule_of(optimizer)
+    shared = {}
+    if optimizer.use_ema:
+        shared[AVERAGE] = optimizer._model_variables_moving_average
+    if optimizer.gradient_accumulation_steps:
+        shared[ACCUMULATOR] = optimizer._accumulated_gradients
+    rows = []
+    for position, variable in enumerate(optimizer._trainable_variables):
+        slots = rule.slots(position)
+        specs = {name: spec_of(slot) for name, slot in slots.items()}
+        slots |= {
+            name: listed[position]
+            for name, listed in shared.items()
+            if listed[position] is not None
+        }
+        rows.append(
+            _Kept(
+                path=path_of(variable),
+                shape=tuple(variable.shape),
+                rule=rule,
+                specs=specs,
+                slots=slots,
+                variable=variable,
+            )
+        )
+    return rows
+
+
+# Where it is found.
+
+
+def _path_in(source):
+    """`source` as a path, or `None` if it is none."""
+    if not isinstance(source, str | pathlib.Path):
+        return None
+    path = pathlib.Path(source)
+    known = path.suffix == ".keras" or path.name.endswith(".weights.h5")
+    check(
+        path.is_dir() or (path.is_file() and known),
+        "source",
+        "an optimizer, or the path of a `.keras` or `.weights.h5` file or of "
+        "an Orbax checkpoint that exists",
+        str(source),
+    )
+    return path
+
+
+def _opened(name, given):
+    """The optimizer in what was given, and the variables of its model."""
+    optimizer, variables = given, []
+    if isinstance(given, keras.Model):
+        optimizer = getattr(given, "optimizer", None)
+        variables = given.trainable_variables
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    supported = isinstance(optimizer, UpdateRuleOptimizer) or (
+        isinstance(optimizer, keras.optimizers.Optimizer)
+        and rule_of(optimizer) is not None
+    )
+    check(supported, name, SUPPORTED, given)
+    if name == "source":
+        check(optimizer.built, name, "an optimizer that is built", given)
+    return optimizer, variables
+
+
+def _state_in_weights_file(path, target, variables, saved_by):
+    store = saved_state.read_weights_file(path)
+    check(
+        bool(store),
+        "source",
+        "a file with the state of an optimizer",
+        str(path),
+    )
+    ours = saved_state.are_ours(store)
+    if saved_by is None:
+        check(
+            ours and isinstance(target, UpdateRuleOptimizer),
+            "saved_by",
+            f"an optimizer as the one that '{path.name}' was saved with, which "
+            "the file does not say",
+            saved_by,
+        )
+        return _state_by_keys(store, target, variables)
+    given, _ = _opened("saved_by", saved_by)
+    kind = (
+        "keras_adafactor" if isinstance(given, UpdateRuleOptimizer) else "Keras"
+    )
+    check(
+        ours == (kind == "keras_adafactor"),
+        "saved_by",
+        f"of the package that '{path.name}' was saved with, not of {kind}",
+        saved_by,
+    )
+    copied = type(given).from_config(given.get_config())
+    copied.build(given._trainable_variables or variables)
+    if ours:
+        saved_state.load(copied, store)
+        return _State.of(copied)
+    shapes = [tuple(variable.shape) for variable in copied.variables]
+    found = [store[key].shape for key in sorted(store, key=int)]
+    check(
+        shapes == found,
+        "saved_by",
+        "an optimizer with the settings and the variables of the one that "
+        f"'{path.name}' was saved with, which has {len(found)} variables of "
+        f"its own, not {len(shapes)}, or in other shapes",
+        saved_by,
+    )
+    copied.load_own_variables(store)
+    return _State.of(copied)
+
+
+def _state_by_keys(store, target, variables):
+    """Of a file that does not say of what: what looks like `target`'s."""
+    found = saved_state.variables_in(store)
+    check(
+        found == len(variables),
+        "saved_by",
+        "an optimizer as the one that the file was saved with, and built with "
+        f"its {found} variables, as `optimizer` has {len(variables)}",
+        None,
+    )
+    rows = []
+    for position, variable in enumerate(variables):
+        plan = target.plan_for(variable, position)
+        fitting = {
+            name: store[key]
+            for name, array in plan.arrays().items()
+            if (key := saved_state.key_of(position, name)) in store
+            and store[key].shape == array.shape
+            and ("float" in array.dtype) == (store[key].dtype.kind == "f")
+        }
+        shape = tuple(variable.shape)
+        for name in (AVERAGE, ACCUMULATOR):
+            key = saved_state.key_of(position, name)
+            if key in store and store[key].shape == shape:
+                fitting[name] = store[key]
+        specs = {
+            name: spec
+            for name, spec in plan.specs.items()
+            if all(name + suffix in fitting for suffix in spec.arrays())
+        }
+        rows.append(_Kept(plan.path, shape, None, specs, fitting))
+    counters = {}
+    if "skipped_updates" in store:
+        counters = dict.fromkeys(_counters(target), store["skipped_updates"])
+    return _State(
+        name=type(target).__name__,
+        rows=rows,
+        iterations=int(store["iteration"]),
+        accumulated=target.gradient_accumulation_steps or 1,
+        counters=counters,
+    )
+
+
+# From one to the other.
+
+
+def _matched(rows, others):
+    """For each of `rows` the one of `others` for the same variable, or `None`.
+
+    Raises:
+        ValueError: If there is none at all.
+    """
+    paths = [other.path for other in others]
+    by_path = {o.path: o for o in others if paths.count(o.path) == 1}
+    found = [by_path.get(row.path) for row in rows]
+    found = [
+        other if other is not None and other.shape == row.shape else None
+        for row, other in zip(rows, found, strict=True)
+    ]
+    if None in found and _named(rows) == _named(others):
+        return others
+    check(
+        any(found),
+        "source",
+        "an optimizer of the same variables, of which at least one has the "
+        f"path and the shape of one of {[row.path for row in rows][:8]}",
+        paths[:8],
+    )
+    return found
+
+
+def _named(rows):
+    return [(row.path.rpartition("/")[2], row.shape) for row in rows]
+
+
+def _carried(own, source):
+    """Pairs of variable and new value, and the rows of the report."""
+    assignments, report = [], []
+    together = own.accumulated == source.accumulated
+    iterations = source.iterations
+    if not together:
+        iterations = source.updates * own.accumulated
+    assignments.append((own.iterations_variable, iterations))
+    assignments += [
+        (variable, source.counters[name])
+        for name, variable in own.counters.items()
+        if name in source.counters
+    ]
+    matched = _matched(own.rows, source.rows)
+    for position, (row, other) in enumerate(
+        zip(own.rows, matched, strict=True)
+    ):
+        carried, values, reason = {}, {}, "no such variable in the source"
+        if other is not None:
+            carried, values, reason = _state_for(
+                row, other, source.updates, position
+            )
+            if together and {ACCUMULATOR} <= row.slots.keys() & other.slots:
+                values[ACCUMULATOR] = other.slots[ACCUMULATOR]
+        if AVERAGE in row.slots:
+            kept = other is not None and AVERAGE in other.slots
+            carried[AVERAGE] = KEPT if kept else STOOD_STILL
+            values[AVERAGE] = other.slots[AVERAGE] if kept else row.variable
+        _check_shapes(row, values)
+        assignments += [(row.slots[name], v) for name, v in values.items()]
+        report.append(
+            CarriedState(
+                path=row.path,
+                shape=row.shape,
+                source=None if other is None else other.path,
+                carried=carried,
+                missing={n: reason for n in row.specs if n not in carried},
+                unused=[] if other is None else _unused(other, carried),
+            )
+        )
+    return assignments, report
+
+
+def _state_for(row, other, updates, position):
+    """What one variable gets from another: entry -> how, slot -> value, and
+    the reason for what is left.
+    """
+    reason = "does not follow from the source"
+    carried, values = _kept(row, other, position)
+    if other.rule is not None and not row.specs.keys() <= carried.keys():
+        moments = _moments(other, updates)
+        given = [m for m in moments if m is not None]
+        if not all(bool(ops.all(ops.isfinite(moment))) for moment in given):
+            return carried, values, "not finite in the source"
+        adopted = row.rule.adopt(moments, row.shape, row.path, updates)
+        for name in row.specs.keys() & adopted.keys() - carried.keys():
+            values |= _encoded(row, name, adopted[name], position)
+            carried[name] = CONVERTED
+    in_order = {name: carried[name] for name in row.specs if name in carried}
+    return in_order, values, reason
+
+
+def _kept(row, other, position):
+    """The entries that both have."""
+    if other.rule is not None and not _means_the_same(row.rule, other.rule):
+        return {}, {}
+    names = [
+        name
+        for name, spec in row.specs.items()
+        if name in other.specs
+        and (spec.shape, spec.axes)
+        == (other.specs[name].shape, other.specs[name].axes)
+    ]
+    values = {}
+    if row.basis:
+        if len(names) < len(row.specs) or COUNT not in other.slots:
+            return {}, {}
+        values[COUNT] = other.slots[COUNT]
+    for name in names:
+        if row.specs[name].storage == other.specs[name].storage:
+            values |= other.stored(name)
+        else:
+            values |= _encoded(row, name, other.decoded(name), position)
+    return dict.fromkeys(names, KEPT), values
+
+
+def _means_the_same(rule, other):
+    return type(rule) is type(other) and all(
+        getattr(rule, name) == getattr(other, name) for name in rule.meaning
+    )
+
+
+def _moments(row, updates):
+    """What a variable's state tells, after so many updates of all."""
+    t = updates
+    if COUNT in row.slots:
+        t = int(ops.convert_to_numpy(row.slots[COUNT]))
+    if not t or not row.specs:
+        return Moments()
+    state = {name: row.decoded(name) for name in row.specs}
+    return row.rule.moments(state, row.shape, row.path, t)
+
+
+def _encoded(row, name, value, position):
+    """Slot -> value, of an entry."""
+    spec = row.specs[name]
+    key = noise_key(position, list(row.specs).index(name))
+    stored = spec.encode(value, ops.convert_to_tensor(1, dtype="int32"), key)
+    return dict(zip(row.stored(name), stored, strict=True))
+
+
+def _unused(other, carried):
+    """Entries of which nothing was made."""
+    made = {_moment_in(n) for n, how in carried.items() if how == CONVERTED}
+    return [
+        name
+        for name in other.specs
+        if name not in carried and _moment_in(name) not in made - {None}
+    ]
+
+
+def _moment_in(name):
+    """Which moment an entry is of, by the letter it has in every rule."""
+    return MOMENT_OF.get(name.partition("_")[0])
+
+
+def _check_shapes(row, values):
+    for name, value in values.items():
+        shape, given = tuple(row.slots[name].shape), tuple(value.shape)
+        if shape != given:
+            raise ValueError(
+                f"Entry '{name}' of variable '{row.path}', from `adopt` of "
+                f"{type(row.rule).__name__}, must be of shape {shape}. "
+                f"Received: shape={given}"
+            )
+
+
+def _carry_loss_scale(optimizer, source):
+    """The scale, where both are a `LossScaleOptimizer` that is built."""
+    wrappers = [
+        getattr(given, "optimizer", given)
+        if isinstance(given, keras.Model)
+        else given
+        for given in (optimizer, source)
+    ]
+    kind = keras.optimizers.LossScaleOptimizer
+    if all(isinstance(w, kind) for w in wrappers) and wrappers[1].built:
+        ours, theirs = wrappers
+        if not ours.built:
+            ours.build(ours.inner_optimizer._trainable_variables)
+        ours.dynamic_scale.assign(theirs.dynamic_scale)
+        ours.step_counter.assign(theirs.step_counter)
