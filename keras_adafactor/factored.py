@@ -9,6 +9,8 @@ from keras import ops
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import factored_mean
 from keras_adafactor.functional.moments import precondition_by_factors
+from keras_adafactor.functional.scaling import rms_clip_scale
+from keras_adafactor.functional.scaling import update_rms
 from keras_adafactor.storage import StateSpec
 
 
@@ -55,6 +57,30 @@ def whole_second_moment(state, groups, name="v"):
     col = ops.expand_dims(state[f"{name}_col"], groups.rows)
     mean_row = ops.mean(row, axis=groups.rows, keepdims=True)
     return row * (col / ops.where(mean_row > 0, mean_row, 1.0))
+
+
+def typical_updates(moments, state, groups, clip_threshold):
+    """What `u_hat = clip(g / sqrt(V))` was, had `V` stood still.
+
+    Args:
+        moments: `Moments` of the gradient; the second is known.
+        state: Dict, from `second_moment_of`.
+        groups: `AxisGroups`.
+        clip_threshold: Float > 0, or `None` for no clipping.
+
+    Returns:
+        Tuple of `E[u_hat]`, `None` where the first moment is, and of
+        `sqrt(E[u_hat ** 2])`.
+    """
+    size = precondition_by_moment(ops.sqrt(moments.second), state, groups)
+    clip = 1.0
+    if clip_threshold is not None:
+        size_rms = update_rms(size, groups.within_slice(len(size.shape)))
+        clip = rms_clip_scale(size_rms, clip_threshold)
+    if moments.first is None:
+        return None, clip * size
+    mean = clip * precondition_by_moment(moments.first, state, groups)
+    return mean, clip * size
 
 
 def update_second_moment(g, state, groups, rate, epsilon, name="v"):

@@ -148,7 +148,9 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
     Variables are matched by path and shape. If a path of the optimizer is
     not in the source, and the variables of both agree one by one in shape and
     last name (`kernel`), they are matched in order: layers are named anew in
-    every process. A variable that is not matched keeps the state it has.
+    every process. If they do not, paths may still differ in the name of the
+    model, their first part. A variable that is not matched keeps the state it
+    has.
 
     Args:
         optimizer: The optimizer to be started: of this package, or of Keras
@@ -218,6 +220,14 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
         "source",
         "an optimizer that has taken a step",
         source,
+    )
+    check(
+        any(map(_has_statistics, state.rows)),
+        "source",
+        "an optimizer whose statistics are not all 0; of an Orbax checkpoint "
+        "Keras restores what has the path that it had, and is silent of the "
+        "rest: load it into the model it was saved from, and give that",
+        str(source),
     )
     if not target.built:
         if isinstance(target, UpdateRuleOptimizer):
@@ -470,9 +480,10 @@ def _state_by_keys(store, target, variables):
     rows = []
     for position, variable in enumerate(variables):
         plan = target.plan_for(variable, position)
+        arrays = plan.arrays()
         fitting = {
             name: store[key]
-            for name, array in plan.arrays().items()
+            for name, array in arrays.items()
             if (key := saved_state.key_of(position, name)) in store
             and store[key].shape == array.shape
             and ("float" in array.dtype) == (store[key].dtype.kind == "f")
@@ -487,6 +498,8 @@ def _state_by_keys(store, target, variables):
             for name, spec in plan.specs.items()
             if all(name + suffix in fitting for suffix in spec.arrays())
         }
+        if plan.refreshes and not arrays.keys() == _names_at(position, store):
+            specs = {}
         rows.append(_Kept(plan.path, shape, None, specs, fitting))
     counters = {}
     if "skipped_updates" in store:
@@ -500,6 +513,20 @@ def _state_by_keys(store, target, variables):
     )
 
 
+def _names_at(position, store):
+    """Names of the slots of a rule, of the variable at a position."""
+    start = saved_state.key_of(position, "")
+    names = {key.removeprefix(start) for key in store if key.startswith(start)}
+    return names - {AVERAGE, ACCUMULATOR}
+
+
+def _has_statistics(row):
+    return not row.specs or any(
+        bool(ops.any(ops.convert_to_tensor(row.slots[name]) != 0))
+        for name in row.slots
+    )
+
+
 # From one to the other.
 
 
@@ -509,27 +536,55 @@ def _matched(rows, others):
     Raises:
         ValueError: If there is none at all.
     """
-    paths = [other.path for other in others]
-    by_path = {o.path: o for o in others if paths.count(o.path) == 1}
-    found = [by_path.get(row.path) for row in rows]
-    found = [
-        other if other is not None and other.shape == row.shape else None
-        for row, other in zip(rows, found, strict=True)
-    ]
-    if None in found and _named(rows) == _named(others):
+    ours, theirs = _paths(rows), _paths(others)
+    found = _by_path(rows, ours, others, theirs)
+    if None in found and _ends(rows) == _ends(others):
         return others
+    if None in found:
+        inside = _by_path(
+            rows, _within_model(ours), others, _within_model(theirs)
+        )
+        found = max(found, inside, key=lambda f: len(f) - f.count(None))
     check(
         any(found),
         "source",
         "an optimizer of the same variables, of which at least one has the "
-        f"path and the shape of one of {[row.path for row in rows][:8]}",
-        paths[:8],
+        f"path and the shape of one of {ours[:8]}",
+        theirs[:8],
     )
     return found
 
 
-def _named(rows):
+def _paths(rows):
+    return [row.path for row in rows]
+
+
+def _ends(rows):
     return [(row.path.rpartition("/")[2], row.shape) for row in rows]
+
+
+def _within_model(paths):
+    """Paths without their first part, if all have the same: a model's name."""
+    parts = [path.partition("/") for path in paths]
+    if len({first for first, _, _ in parts}) > 1 or not all(
+        rest for _, _, rest in parts
+    ):
+        return paths
+    return [rest for _, _, rest in parts]
+
+
+def _by_path(rows, paths, others, their_paths):
+    """For each of `rows` the one of `others` of its path and shape."""
+    unique = {
+        path: other
+        for path, other in zip(their_paths, others, strict=True)
+        if their_paths.count(path) == 1
+    }
+    found = [unique.get(path) for path in paths]
+    return [
+        other if other is not None and other.shape == row.shape else None
+        for row, other in zip(rows, found, strict=True)
+    ]
 
 
 def _carried(own, source):
@@ -606,8 +661,8 @@ def _kept(row, other, position):
         == (other.specs[name].shape, other.specs[name].axes)
     ]
     values = {}
-    if row.basis:
-        if len(names) < len(row.specs) or COUNT not in other.slots:
+    if row.basis or other.basis:
+        if not row.specs.keys() == other.specs.keys() == set(names):
             return {}, {}
         values[COUNT] = other.slots[COUNT]
     for name in names:

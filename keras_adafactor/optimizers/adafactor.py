@@ -17,9 +17,9 @@ from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
 from keras_adafactor.arguments import check_patterns
 from keras_adafactor.factored import precondition
-from keras_adafactor.factored import precondition_by_moment
 from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
+from keras_adafactor.factored import typical_updates
 from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
 from keras_adafactor.functional.axis_groups import AxisGroups
@@ -28,7 +28,6 @@ from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.moments import power_decay_rate
-from keras_adafactor.functional.scaling import clip_by_rms
 from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import rms_clip_scale
@@ -345,10 +344,8 @@ class Adafactor(UpdateRuleOptimizer):
         groups = self._groups(shape, path)
         state = second_moment_of(moments.second, groups, self.epsilon_1)
         if self.beta_1 is not None and moments.first is not None:
-            u = precondition_by_moment(moments.first, state, groups)
-            within = groups.within_slice(len(shape))
-            u_hat = clip_by_rms(u, self.clip_threshold, within)
-            state["m"] = ema_weight(t, self.beta_1) * u_hat
+            u, _ = typical_updates(moments, state, groups, self.clip_threshold)
+            state["m"] = ema_weight(t, self.beta_1) * u
         return state
 
     def _decay_rate(self, t):

@@ -14,6 +14,7 @@ from keras_adafactor.factored import precondition
 from keras_adafactor.factored import precondition_by_moment
 from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
+from keras_adafactor.factored import typical_updates
 from keras_adafactor.factored import update_second_moment
 from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
@@ -189,31 +190,25 @@ class CAME(UpdateRuleOptimizer):
         if moments.second is None:
             return {}
         groups = self._groups(shape, path)
-        within = groups.within_slice(len(shape))
         second = ema_weight(t, self.beta_2) * moments.second
         state = second_moment_of(second, groups, self.epsilon_1)
-
-        def update(g):
-            u = precondition_by_moment(g, state, groups)
-            return clip_by_rms(u, self.clip_threshold, within)
-
-        mean = ops.zeros_like(second)
-        if moments.first is not None:
-            mean = update(moments.first)
-        new = state | {"m": ema_weight(t, self.beta_1) * mean}
+        mean, size = typical_updates(
+            moments, state, groups, self.clip_threshold
+        )
+        new = dict(state)
+        if mean is not None:
+            new["m"] = ema_weight(t, self.beta_1) * mean
         if groups.factored:
-            # Of independent updates, `E[(u_hat - m) ** 2]` is their variance,
-            # times what the momentum has followed.
-            square = ops.square(update(ops.sqrt(moments.second)))
-            variance = ops.maximum(square - ops.square(mean), 0.0)
-            followed = 2.0 * self.beta_1**2 / (1.0 + self.beta_1)
+            # Of independent updates: their variance, times what the momentum
+            # has followed of each.
+            q = ops.square(size)
+            if mean is not None:
+                q = ops.maximum(q - ops.square(mean), 0.0)
+                q = q * (2.0 * self.beta_1**2 / (1.0 + self.beta_1))
             weight = 1.0
             if not self.debias_beta_3:
                 weight = ema_weight(t, self.beta_3)
             new |= second_moment_of(
-                weight * followed * variance,
-                groups,
-                weight * self.epsilon_2,
-                "s",
+                weight * q, groups, weight * self.epsilon_2, "s"
             )
         return new
