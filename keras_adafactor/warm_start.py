@@ -23,6 +23,7 @@ from keras_adafactor.rule import noise_key
 from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
 from keras_adafactor.step import COUNT
+from keras_adafactor.storage import Array
 from keras_adafactor.tables import dimensions
 from keras_adafactor.tables import lines_of_table
 
@@ -70,6 +71,8 @@ class WarmStartReport:
         rows: List of `CarriedState`, one a variable.
         unused_variables: List of paths: variables of the source that the
             optimizer does not have.
+        source_bytes: Int, the bytes of all slots of the source.
+        state_bytes: Int, the bytes of all slots of the optimizer.
     """
 
     optimizer: str
@@ -77,6 +80,8 @@ class WarmStartReport:
     iterations: int
     rows: list[CarriedState]
     unused_variables: list[str]
+    source_bytes: int
+    state_bytes: int
 
     @property
     def complete(self):
@@ -98,8 +103,9 @@ class WarmStartReport:
         lines = lines_of_table(table)
         lines.append(lines[1])
         lines.append(
-            f"{self.source} -> {self.optimizer}, step {self.iterations:,}; "
-            "the learning rate and all other settings are the optimizer's own"
+            f"{self.source} -> {self.optimizer} at step {self.iterations:,}: "
+            f"{self.source_bytes:,} bytes of state -> {self.state_bytes:,}. "
+            "The learning rate is the optimizer's own."
         )
         if self.unused_variables:
             lines.append(
@@ -247,6 +253,8 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
         iterations=state.updates,
         rows=rows,
         unused_variables=[r.path for r in state.rows if r.path not in used],
+        source_bytes=state.nbytes,
+        state_bytes=own.nbytes,
     )
 
 
@@ -314,6 +322,18 @@ class _State:
     @property
     def updates(self):
         return self.iterations // self.accumulated
+
+    @property
+    def nbytes(self):
+        slots = [slot for row in self.rows for slot in row.slots.values()]
+        return sum(
+            Array(
+                tuple(slot.shape),
+                (),
+                keras.backend.standardize_dtype(slot.dtype),
+            ).nbytes
+            for slot in slots
+        )
 
     @classmethod
     def of(cls, optimizer):
