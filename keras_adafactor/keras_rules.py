@@ -9,6 +9,7 @@ from keras import ops
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.rule import UpdateRule
+from keras_adafactor.rule import letter_of
 from keras_adafactor.storage import StateSpec
 
 
@@ -24,6 +25,10 @@ class KerasRule(UpdateRule):
 
     def __init__(self, optimizer):
         self.optimizer = optimizer
+
+    def meaning_of(self, name):
+        attributes = self.meaning.get(letter_of(name), ())
+        return tuple(getattr(self.optimizer, each) for each in attributes)
 
     def slots(self, position):
         """Slot name -> `keras.Variable`, of the variable at a position."""
@@ -44,6 +49,7 @@ class AdamSlots(KerasRule):
         "v": "_velocities",
         "v_max": "_velocity_hats",
     }
+    meaning = {"m": ("beta_1",), "v": ("beta_2",)}
 
     def moments(self, state, shape, path, t):
         v = state.get("v_max", state["v"])
@@ -74,6 +80,7 @@ class RMSpropSlots(KerasRule):
         "m": "_average_gradients",
         "steps": "_momentums",
     }
+    meaning = {"v": ("rho",), "m": ("rho",)}
 
     def moments(self, state, shape, path, t):
         weight = ema_weight(t, self.optimizer.rho)

@@ -20,6 +20,11 @@ def noise_key(variable, salt):
     return (variable << 12) + salt
 
 
+def letter_of(name):
+    """What an entry is of, as in the paper: `m` of `m_row`."""
+    return name.partition("_")[0]
+
+
 @dataclass(frozen=True)
 class Step:
     """What a rule may know beside gradient, variable and state.
@@ -63,12 +68,14 @@ class UpdateRule:
         weight_decay_order: When `x <- x - weight_decay * lr * x` is done:
             `"before"` the rule sees `x`, `"after"` its update was subtracted,
             or by the `"rule"` itself, which finds it in `step.decay`.
-        meaning: Names of the attributes that say what the entries mean: two
-            rules of a class understand each other's if they agree in these.
+        meaning: Dict from the letter of an entry (`m` for `m_row`) to the
+            names of attributes without which nobody knows what it means: the
+            decay of an average that is not bias-corrected, say. Rules of one
+            class that agree in these take each other's entry as it is.
     """
 
     weight_decay_order = "before"
-    meaning = ()
+    meaning = {}
 
     def rule_for(self, shape, path):
         """The rule that a variable takes. Asked once, in `build`.
@@ -142,6 +149,11 @@ class UpdateRule:
         raise NotImplementedError
 
     # What the entries mean, for `warm_start`.
+
+    def meaning_of(self, name):
+        """The values of the attributes that `meaning` names for an entry."""
+        attributes = self.meaning.get(letter_of(name), ())
+        return tuple(getattr(self, attribute) for attribute in attributes)
 
     def moments(self, state, shape, path, t):
         """What the state of a variable says of its gradient.

@@ -19,6 +19,7 @@ from keras_adafactor.keras_rules import rule_of
 from keras_adafactor.keras_rules import spec_of
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizer import path_of
+from keras_adafactor.rule import letter_of
 from keras_adafactor.rule import noise_key
 from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
@@ -32,6 +33,7 @@ SUPPORTED = (
     "`RMSprop` or `Adafactor`, one of these in a `LossScaleOptimizer`, or a "
     "model compiled with one"
 )
+# The letters that a moment has, in every rule.
 MOMENT_OF = {"m": 1, "v": 2, "fim": 2, "r": 2, "c": 2}
 # How an entry came to be.
 KEPT, CONVERTED, STOOD_STILL = "kept", "converted", "of the variable"
@@ -195,16 +197,9 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
     >>> report.rows[0].carried
     {'v_row': 'converted', 'v_col': 'converted'}
     """
-    target, model_variables = _opened("optimizer", optimizer)
-    variables = variables or target._trainable_variables or model_variables
+    target, known = _opened("optimizer", optimizer)
+    variables = variables or target._trainable_variables or known
     path = _path_in(source)
-    if path is None or not path.name.endswith(".weights.h5"):
-        check(
-            saved_by is None,
-            "saved_by",
-            "None unless `source` is the path of a `.weights.h5` file",
-            saved_by,
-        )
     if path is None:
         origin, _ = _opened("source", source)
         variables = variables or origin._trainable_variables
@@ -214,27 +209,19 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
         "given for an optimizer that is not built",
         variables,
     )
-    if path is None:
-        state = _State.of(origin)
-    elif path.name.endswith(".weights.h5"):
+    if path is not None and path.name.endswith(".weights.h5"):
         state = _state_in_weights_file(path, target, variables, saved_by)
     else:
-        origin, _ = _opened("source", keras.models.load_model(path))
+        check(
+            saved_by is None,
+            "saved_by",
+            "None unless `source` is the path of a `.weights.h5` file",
+            saved_by,
+        )
+        if path is not None:
+            origin, _ = _opened("source", keras.models.load_model(path))
         state = _State.of(origin)
-    check(
-        state.updates > 0,
-        "source",
-        "an optimizer that has taken a step",
-        source,
-    )
-    check(
-        any(map(_has_statistics, state.rows)),
-        "source",
-        "an optimizer whose statistics are not all 0; of an Orbax checkpoint "
-        "Keras restores what has the path that it had, and is silent of the "
-        "rest: load it into the model it was saved from, and give that",
-        str(source),
-    )
+    state.check_usable(source)
     if not target.built:
         if isinstance(target, UpdateRuleOptimizer):
             saved_state.forget_waiting(target)
@@ -294,6 +281,14 @@ class _Kept:
         )
 
     @property
+    def has_statistics(self):
+        """Whether there is anything but 0."""
+        return not self.specs or any(
+            bool(ops.any(ops.convert_to_tensor(slot) != 0))
+            for slot in self.slots.values()
+        )
+
+    @property
     def basis(self):
         """Whether the entries are in a basis, of use only together."""
         return any(spec.refreshed for spec in self.specs.values())
@@ -333,6 +328,25 @@ class _State:
                 keras.backend.standardize_dtype(slot.dtype),
             ).nbytes
             for slot in slots
+        )
+
+    def check_usable(self, source):
+        """Raises if there is nothing that `source` has learned."""
+        given = source if isinstance(source, str) else repr(source)
+        check(
+            self.updates > 0,
+            "source",
+            "an optimizer that has taken a step",
+            given,
+        )
+        check(
+            any(row.has_statistics for row in self.rows),
+            "source",
+            "an optimizer whose statistics are not all 0; of an Orbax "
+            "checkpoint Keras restores what has the path that it had, and is "
+            "silent of the rest: load it into the model it was saved from, "
+            "and give that",
+            given,
         )
 
     @classmethod
@@ -540,13 +554,6 @@ def _names_at(position, store):
     return names - {AVERAGE, ACCUMULATOR}
 
 
-def _has_statistics(row):
-    return not row.specs or any(
-        bool(ops.any(ops.convert_to_tensor(row.slots[name]) != 0))
-        for name in row.slots
-    )
-
-
 # From one to the other.
 
 
@@ -655,7 +662,7 @@ def _state_for(row, other, updates, position):
     the reason for what is left.
     """
     reason = "does not follow from the source"
-    carried, values = _kept(row, other, position)
+    carried, values = _same_entries(row, other, position)
     if other.rule is not None and not row.specs.keys() <= carried.keys():
         moments = _moments(other, updates)
         given = [m for m in moments if m is not None]
@@ -669,16 +676,12 @@ def _state_for(row, other, updates, position):
     return in_order, values, reason
 
 
-def _kept(row, other, position):
+def _same_entries(row, other, position):
     """The entries that both have."""
-    if other.rule is not None and not _means_the_same(row.rule, other.rule):
-        return {}, {}
     names = [
         name
-        for name, spec in row.specs.items()
-        if name in other.specs
-        and (spec.shape, spec.axes)
-        == (other.specs[name].shape, other.specs[name].axes)
+        for name in row.specs
+        if name in other.specs and _are_the_same(row, other, name)
     ]
     values = {}
     if row.basis or other.basis:
@@ -693,9 +696,14 @@ def _kept(row, other, position):
     return dict.fromkeys(names, KEPT), values
 
 
-def _means_the_same(rule, other):
-    return type(rule) is type(other) and all(
-        getattr(rule, name) == getattr(other, name) for name in rule.meaning
+def _are_the_same(row, other, name):
+    """Whether an entry of both means the same."""
+    spec, found = row.specs[name], other.specs[name]
+    if (spec.shape, spec.axes) != (found.shape, found.axes):
+        return False
+    return other.rule is None or (
+        type(row.rule) is type(other.rule)
+        and row.rule.meaning_of(name) == other.rule.meaning_of(name)
     )
 
 
@@ -720,17 +728,16 @@ def _encoded(row, name, value, position):
 
 def _unused(other, carried):
     """Entries of which nothing was made."""
-    made = {_moment_in(n) for n, how in carried.items() if how == CONVERTED}
+    made = {
+        MOMENT_OF.get(letter_of(name))
+        for name, how in carried.items()
+        if how == CONVERTED
+    }
     return [
         name
         for name in other.specs
-        if name not in carried and _moment_in(name) not in made - {None}
+        if name not in carried and MOMENT_OF.get(letter_of(name), 0) not in made
     ]
-
-
-def _moment_in(name):
-    """Which moment an entry is of, by the letter it has in every rule."""
-    return MOMENT_OF.get(name.partition("_")[0])
 
 
 def _check_shapes(row, values):

@@ -390,6 +390,28 @@ def test_entries_of_another_meaning_are_not_kept():
         assert not row.carried
 
 
+@pytest.mark.parametrize(
+    ("make", "before", "after", "entry"),
+    [
+        (SubsetNorm, {"beta_2": 0.999}, {"beta_2": 0.95}, "v"),
+        (Signum, {"beta_1": 0.99}, {"beta_1": 0.9}, "m"),
+        (Adafactor, {"beta_1": 0.99}, {"beta_1": 0.9}, "m"),
+    ],
+)
+def test_another_decay_leaves_an_average_without_bias(
+    make, before, after, entry
+):
+    source, optimizer = make(**before), make(**after)
+    trained(source)
+    warm_start(optimizer, source)
+    ((beta,), (new_beta,)) = before.values(), after.values()
+    weight = (1 - new_beta**STEPS) / (1 - beta**STEPS)
+    for found, expected in zip(slots(optimizer), slots(source), strict=True):
+        np.testing.assert_allclose(
+            found[entry], weight * expected[entry], rtol=1e-4
+        )
+
+
 # Averages, accumulation, counts.
 
 

@@ -152,6 +152,8 @@ class Adafactor(UpdateRuleOptimizer):
     - [Shazeer and Stern, 2018](https://arxiv.org/abs/1804.04235)
     """
 
+    meaning = {"m": ("beta_1",)}
+
     def __init__(
         self,
         learning_rate=0.01,

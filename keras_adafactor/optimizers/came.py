@@ -116,6 +116,8 @@ class CAME(UpdateRuleOptimizer):
     - [Luo et al., 2023](https://arxiv.org/abs/2307.02047)
     """
 
+    meaning = {"m": ("beta_1",), "v": ("beta_2",), "s": ("beta_3",)}
+
     def __init__(
         self,
         learning_rate=2e-4,

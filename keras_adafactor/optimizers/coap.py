@@ -217,7 +217,7 @@ class COAP(UpdateRuleOptimizer):
             self.state_dtype,
         )
 
-    meaning = ("variant",)
+    meaning = {"m": ("variant", "beta_1"), "v": ("variant", "beta_2")}
 
     @property
     def weight_decay_order(self):

@@ -108,7 +108,7 @@ class FAdam(UpdateRuleOptimizer):
     """
 
     weight_decay_order = "rule"
-    meaning = ("fisher_exponent",)
+    meaning = {"m": ("beta_1", "fisher_exponent")}
 
     def __init__(
         self,

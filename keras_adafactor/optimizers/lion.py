@@ -67,6 +67,8 @@ class Lion(UpdateRuleOptimizer):
     - [Chen et al., 2023](https://arxiv.org/abs/2302.06675)
     """
 
+    meaning = {"m": ("beta_2",)}
+
     def __init__(
         self,
         learning_rate=1e-4,

@@ -68,6 +68,8 @@ class Signum(UpdateRuleOptimizer):
     - [Zhao et al., 2024](https://arxiv.org/abs/2407.07972)
     """
 
+    meaning = {"m": ("beta_1",)}
+
     def __init__(
         self,
         learning_rate=3e-4,

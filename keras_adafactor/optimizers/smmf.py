@@ -94,6 +94,8 @@ class SMMF(UpdateRuleOptimizer):
     - [Park and Lee, 2024](https://arxiv.org/abs/2412.08894)
     """
 
+    meaning = {"m": ("beta_1", "beta_1_growth")}
+
     def __init__(
         self,
         learning_rate=1e-3,

@@ -117,6 +117,7 @@ class SOAP(UpdateRuleOptimizer):
     """
 
     weight_decay_order = "rule"
+    meaning = {"m": ("beta_1",), "v": ("beta_2",)}
 
     def __init__(
         self,

@@ -94,7 +94,7 @@ class SubsetNorm(UpdateRuleOptimizer):
     """
 
     weight_decay_order = "after"
-    meaning = ("variant",)
+    meaning = {"m": ("variant", "beta_1"), "v": ("variant", "beta_2")}
 
     def __init__(
         self,
