@@ -591,9 +591,7 @@ _KERAS_KEYWORDS = tuple(
 
 
 def _unique_name(cls):
-    # Legacy `.h5` files are read by this name: with that of a built-in, where
-    # this package is not imported, as the built-in.
-    name = f"keras_adafactor_{cls.__name__.lower()}"
+    name = saved_state.name_of(cls)
     count = keras.backend.get_uid(name)
     return name if count == 1 else f"{name}_{count - 1}"
 

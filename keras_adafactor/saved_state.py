@@ -83,16 +83,18 @@ def read_weights_file(path):
         path: `pathlib.Path`.
 
     Returns:
-        Dict from key to array: keys as of `stored`, or the positions of the
-        variables of an optimizer of Keras. Empty if there is none.
+        Tuple of the name of the optimizer, and a dict from key to array: keys
+        as of `stored`, or the positions of the variables of an optimizer of
+        Keras; empty if there is none.
     """
     with h5py.File(path, "r") as file:
         # What a `LossScaleOptimizer` wraps.
         for place in ("optimizer/inner_optimizer/vars", "optimizer/vars"):
             if place in file:
                 group = file[place]
-                return {key: _as_array(group[key]) for key in group}
-    return {}
+                arrays = {key: _as_array(group[key]) for key in group}
+                return group.attrs.get("name", ""), arrays
+    return "", {}
 
 
 def _as_array(dataset):
@@ -107,6 +109,22 @@ def _as_array(dataset):
 def are_ours(keys):
     """Whether keys are those of an optimizer of this package."""
     return not all(key.isdigit() for key in keys)
+
+
+def name_of(cls):
+    """What an optimizer is called that was not given a name.
+
+    Legacy `.h5` files are read by it: with that of a built-in, where this
+    package is not imported, as the built-in.
+    """
+    return f"keras_adafactor_{cls.__name__.lower()}"
+
+
+def may_be_of(name, cls):
+    """Whether a name in a file is not that of another class of ours."""
+    return not name.startswith("keras_adafactor_") or bool(
+        re.fullmatch(name_of(cls) + r"(_\d+)?", name)
+    )
 
 
 def variables_in(keys):

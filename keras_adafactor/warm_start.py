@@ -4,6 +4,7 @@ Optimizers talk in `Moments` of the gradient: what entries mean is said by the
 rule that keeps them, and by `keras_rules` for those of Keras.
 """
 
+import collections
 import pathlib
 from dataclasses import dataclass
 from dataclasses import field
@@ -197,12 +198,16 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
     >>> report.rows[0].carried
     {'v_row': 'converted', 'v_col': 'converted'}
     """
-    target, known = _opened("optimizer", optimizer)
-    variables = variables or target._trainable_variables or known
+    target = _opened("optimizer", optimizer)
     path = _path_in(source)
     if path is None:
-        origin, _ = _opened("source", source)
-        variables = variables or origin._trainable_variables
+        origin = _trained(source)
+    if target.built:
+        variables = target._trainable_variables
+    elif not variables and isinstance(optimizer, keras.Model):
+        variables = optimizer.trainable_variables
+    elif not variables and path is None:
+        variables = origin._trainable_variables
     check(
         bool(variables),
         "variables",
@@ -219,7 +224,7 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
             saved_by,
         )
         if path is not None:
-            origin, _ = _opened("source", keras.models.load_model(path))
+            origin = _trained(keras.models.load_model(path))
         state = _State.of(origin)
     state.check_usable(source)
     if not target.built:
@@ -332,7 +337,7 @@ class _State:
 
     def check_usable(self, source):
         """Raises if there is nothing that `source` has learned."""
-        given = source if isinstance(source, str) else repr(source)
+        given = str(source)
         check(
             self.updates > 0,
             "source",
@@ -436,12 +441,16 @@ def _path_in(source):
     return path
 
 
-def _opened(name, given):
-    """The optimizer in what was given, and the variables of its model."""
-    optimizer, variables = given, []
+def _compiled(given):
+    """The optimizer of a model, or what else was given."""
     if isinstance(given, keras.Model):
-        optimizer = getattr(given, "optimizer", None)
-        variables = given.trainable_variables
+        return getattr(given, "optimizer", None)
+    return given
+
+
+def _opened(name, given):
+    """The optimizer in what was given, without a loss scale."""
+    optimizer = _compiled(given)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
     supported = isinstance(optimizer, UpdateRuleOptimizer) or (
@@ -449,13 +458,18 @@ def _opened(name, given):
         and rule_of(optimizer) is not None
     )
     check(supported, name, SUPPORTED, given)
-    if name == "source":
-        check(optimizer.built, name, "an optimizer that is built", given)
-    return optimizer, variables
+    return optimizer
+
+
+def _trained(source):
+    """The optimizer in a source, which must have variables to read."""
+    optimizer = _opened("source", source)
+    check(optimizer.built, "source", "an optimizer that is built", source)
+    return optimizer
 
 
 def _state_in_weights_file(path, target, variables, saved_by):
-    store = saved_state.read_weights_file(path)
+    name, store = saved_state.read_weights_file(path)
     check(
         bool(store),
         "source",
@@ -463,23 +477,22 @@ def _state_in_weights_file(path, target, variables, saved_by):
         str(path),
     )
     ours = saved_state.are_ours(store)
+    alike = f"an optimizer as the one that '{path.name}' was saved with, "
     if saved_by is None:
         check(
-            ours and isinstance(target, UpdateRuleOptimizer),
+            ours
+            and isinstance(target, UpdateRuleOptimizer)
+            and saved_state.may_be_of(name, type(target)),
             "saved_by",
-            f"an optimizer as the one that '{path.name}' was saved with, which "
-            "the file does not say",
+            f"{alike}which is no {type(target).__name__} of keras_adafactor",
             saved_by,
         )
         return _state_by_keys(store, target, variables)
-    given, _ = _opened("saved_by", saved_by)
-    kind = (
-        "keras_adafactor" if isinstance(given, UpdateRuleOptimizer) else "Keras"
-    )
+    given = _opened("saved_by", saved_by)
     check(
-        ours == (kind == "keras_adafactor"),
+        ours == isinstance(given, UpdateRuleOptimizer),
         "saved_by",
-        f"of the package that '{path.name}' was saved with, not of {kind}",
+        f"{alike}of {'keras_adafactor' if ours else 'Keras'}",
         saved_by,
     )
     copied = type(given).from_config(given.get_config())
@@ -492,9 +505,8 @@ def _state_in_weights_file(path, target, variables, saved_by):
     check(
         shapes == found,
         "saved_by",
-        "an optimizer with the settings and the variables of the one that "
-        f"'{path.name}' was saved with, which has {len(found)} variables of "
-        f"its own, not {len(shapes)}, or in other shapes",
+        f"{alike}in settings and variables: that has {len(found)} variables "
+        f"of its own, not {len(shapes)}, or in other shapes",
         saved_by,
     )
     copied.load_own_variables(store)
@@ -602,10 +614,11 @@ def _within_model(paths):
 
 def _by_path(rows, paths, others, their_paths):
     """For each of `rows` the one of `others` of its path and shape."""
+    times = collections.Counter(their_paths)
     unique = {
         path: other
         for path, other in zip(their_paths, others, strict=True)
-        if their_paths.count(path) == 1
+        if times[path] == 1
     }
     found = [unique.get(path) for path in paths]
     return [
@@ -651,7 +664,9 @@ def _carried(own, source):
                 source=None if other is None else other.path,
                 carried=carried,
                 missing={n: reason for n in row.specs if n not in carried},
-                unused=[] if other is None else _unused(other, carried),
+                unused=[]
+                if other is None
+                else _unused(other, carried) + _left(other, values, source),
             )
         )
     return assignments, report
@@ -740,6 +755,14 @@ def _unused(other, carried):
     ]
 
 
+def _left(other, values, source):
+    """An average, and accumulated gradients, that found no place."""
+    names = [AVERAGE]
+    if source.iterations % source.accumulated:
+        names.append(ACCUMULATOR)
+    return [n for n in names if n in other.slots and n not in values]
+
+
 def _check_shapes(row, values):
     for name, value in values.items():
         shape, given = tuple(row.slots[name].shape), tuple(value.shape)
@@ -753,15 +776,13 @@ def _check_shapes(row, values):
 
 def _carry_loss_scale(optimizer, source):
     """The scale, where both are a `LossScaleOptimizer` that is built."""
-    wrappers = [
-        getattr(given, "optimizer", given)
-        if isinstance(given, keras.Model)
-        else given
-        for given in (optimizer, source)
-    ]
-    kind = keras.optimizers.LossScaleOptimizer
-    if all(isinstance(w, kind) for w in wrappers) and wrappers[1].built:
-        ours, theirs = wrappers
+    ours, theirs = _compiled(optimizer), _compiled(source)
+    wrapper = keras.optimizers.LossScaleOptimizer
+    if (
+        isinstance(ours, wrapper)
+        and isinstance(theirs, wrapper)
+        and theirs.built
+    ):
         if not ours.built:
             ours.build(ours.inner_optimizer._trainable_variables)
         ours.dynamic_scale.assign(theirs.dynamic_scale)

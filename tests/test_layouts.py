@@ -13,6 +13,7 @@ import pytest
 from keras_adafactor import Adafactor
 from keras_adafactor import AxisGroups
 from keras_adafactor import monitor
+from keras_adafactor import warm_start
 from tests import probe
 from tests.optimizers import MAIN
 from tests.probe import as_numpy
@@ -140,6 +141,27 @@ def test_steps_across_shards_equal_one_device(settings):
     with distributed(model_parallel(RULES["columns"])):
         model = trained(settings)
     assert_equal_to_one_device(model, settings)
+
+
+def test_warm_start_across_shards_equals_one_device():
+    def change():
+        model = fit(probe_model(STARTS, keras.optimizers.Adam(0.1)))
+        adam = model.optimizer
+        settings = {"beta_1": 0.9, "use_ema": True}
+        model.compile(Adafactor(0.1, **settings), loss=probe.mean_output)
+        model.optimizer.build(model.trainable_variables)
+        before = [spec(v) for v in variables(model)]
+        warm_start(model, adam)
+        assert [spec(v) for v in variables(model)] == before
+        return fit(model)
+
+    with distributed(model_parallel(RULES["columns"])):
+        model = change()
+    alone = change()
+    for found, expected in zip(variables(model), variables(alone), strict=True):
+        np.testing.assert_allclose(
+            as_numpy(found), as_numpy(expected), rtol=2e-5, atol=2e-6
+        )
 
 
 @pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)

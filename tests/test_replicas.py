@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_adafactor import Adafactor
+from keras_adafactor import warm_start
 from tests.probe import as_numpy
 from tests.probe import fit
 from tests.probe import gradients
@@ -92,6 +93,31 @@ def train(
         model = probe_model(starts, wrap(optimizer) if wrap else optimizer)
     fit(model, given, batch_size=batch_size, **arguments)
     return model
+
+
+def test_warm_start_gives_every_replica_the_same():
+    given = gradients(4, SHAPES)
+
+    def change(strategy):
+        with strategy.scope():
+            model = probe_model(STARTS, keras.optimizers.Adam(0.1))
+        fit(model, given, batch_size=2)
+        adam = model.optimizer
+        with strategy.scope():
+            settings = {"beta_1": 0.9, "use_ema": True}
+            model.compile(Adafactor(0.1, **settings), loss=mean_output)
+            warm_start(model, adam)
+        fit(model, given, batch_size=2)
+        return model
+
+    together, alone = change(mirrored(2)), change(tf.distribute.get_strategy())
+    assert_in_sync(together)
+    for found, expected in zip(
+        together.optimizer.variables, alone.optimizer.variables, strict=True
+    ):
+        np.testing.assert_allclose(
+            as_numpy(found), as_numpy(expected), rtol=1e-5, atol=1e-6
+        )
 
 
 def assert_equal_to_one_device(model, settings, given, **arguments):

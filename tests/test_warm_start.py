@@ -458,7 +458,8 @@ def test_accumulation_goes_on_where_both_accumulate_as_many():
         rtol=1e-6,
     )
     other = Adafactor(gradient_accumulation_steps=2)
-    warm_start(other, source)
+    report = warm_start(other, source)
+    assert report.rows[0].unused == ["m", "gradient_accumulator"]
     assert int(as_numpy(other._iterations)) == 2
     assert not _all_slots(other)[0]["gradient_accumulator"].any()
 
@@ -838,14 +839,18 @@ def test_wrong_arguments_are_named(tmp_path):
 def test_wrong_files_are_named(tmp_path):
     model, path = saved(tmp_path, "adam", "weights.h5")
     shared = model.trainable_variables
-    with pytest.raises(ValueError, match="`saved_by` must be an optimizer as"):
-        warm_start(Adafactor(), path, shared)
     for wrong, message in (
-        (Adafactor(), "`saved_by` must be of the package"),
+        (None, "`saved_by` must be .* was saved with, which is no Adafactor"),
+        (Adafactor(), "`saved_by` must be an optimizer .*, of Keras"),
         (keras.optimizers.RMSprop(), "has 10 variables of its own, not 6"),
     ):
         with pytest.raises(ValueError, match=message):
             warm_start(Adafactor(), path, shared, saved_by=wrong)
+    (tmp_path / "came").mkdir()
+    _, came = saved(tmp_path / "came", CAME(), "weights.h5")
+    with pytest.raises(ValueError, match="`saved_by` must be"):
+        warm_start(Adafactor(beta_1=0.9), came, shared)
+    assert warm_start(Adafactor(), came, shared, saved_by=CAME()).complete
     bare = keras.Sequential([keras.Input((4,)), *model.layers])
     bare.save_weights(tmp_path / "bare.weights.h5")
     with pytest.raises(ValueError, match="with the state of an optimizer"):
