@@ -5,10 +5,8 @@ rule that keeps them, and by `keras_rules` for those of Keras.
 """
 
 import collections
-import pathlib
 from dataclasses import dataclass
 from dataclasses import field
-from typing import Any
 
 import keras
 from keras import ops
@@ -16,24 +14,21 @@ from keras import ops
 from keras_adafactor import saved_state
 from keras_adafactor.arguments import check
 from keras_adafactor.functional.moments import Moments
-from keras_adafactor.keras_rules import rule_of
-from keras_adafactor.keras_rules import spec_of
+from keras_adafactor.kept_state import KeptState
+from keras_adafactor.kept_state import compiled
+from keras_adafactor.kept_state import opened
+from keras_adafactor.kept_state import path_in
+from keras_adafactor.kept_state import state_in_weights_file
+from keras_adafactor.kept_state import trained
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.optimizer import path_of
 from keras_adafactor.rule import letter_of
 from keras_adafactor.rule import noise_key
 from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
 from keras_adafactor.step import COUNT
-from keras_adafactor.storage import Array
 from keras_adafactor.tables import dimensions
 from keras_adafactor.tables import lines_of_table
 
-SUPPORTED = (
-    "an optimizer of keras_adafactor, `keras.optimizers.Adam`, `AdamW`, "
-    "`RMSprop` or `Adafactor`, one of these in a `LossScaleOptimizer`, or a "
-    "model compiled with one"
-)
 # The letters that a moment has, in every rule.
 MOMENT_OF = {"m": 1, "v": 2, "fim": 2, "r": 2, "c": 2}
 # How an entry came to be.
@@ -151,8 +146,9 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
       and bases do not follow from moments and start anew.
     - An average of weights that the source does not have starts at the weight.
     - Gradients accumulated so far are carried if both accumulate as many.
-    - The learning rate is the optimizer's own. A schedule goes on at the step
-      of the source: write it for the whole run.
+    - The learning rate, and the count of skipped updates, are the optimizer's
+      own. A schedule goes on at the step of the source: write it for the whole
+      run.
 
     Variables are matched by path and shape. If a path of the optimizer is
     not in the source, and the variables of both agree one by one in shape and
@@ -198,10 +194,10 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
     >>> report.rows[0].carried
     {'v_row': 'converted', 'v_col': 'converted'}
     """
-    target = _opened("optimizer", optimizer)
-    path = _path_in(source)
+    target = opened("optimizer", optimizer)
+    path = path_in(source)
     if path is None:
-        origin = _trained(source)
+        origin = trained(source)
     if target.built:
         variables = target._trainable_variables
     elif not variables and isinstance(optimizer, keras.Model):
@@ -215,7 +211,7 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
         variables,
     )
     if path is not None and path.name.endswith(".weights.h5"):
-        state = _state_in_weights_file(path, target, variables, saved_by)
+        state = state_in_weights_file(path, target, variables, saved_by)
     else:
         check(
             saved_by is None,
@@ -224,14 +220,14 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
             saved_by,
         )
         if path is not None:
-            origin = _trained(keras.models.load_model(path))
-        state = _State.of(origin)
+            origin = trained(keras.models.load_model(path))
+        state = KeptState.of(origin)
     state.check_usable(source)
     if not target.built:
         if isinstance(target, UpdateRuleOptimizer):
             saved_state.forget_waiting(target)
         target.build(variables)
-    own = _State.of(target)
+    own = KeptState.of(target)
     assignments, rows = _carried(own, state)
     for variable, value in assignments:
         # A copy: JAX refuses to donate one buffer as two variables.
@@ -248,322 +244,6 @@ def warm_start(optimizer, source, variables=None, *, saved_by=None):
         source_bytes=state.nbytes,
         state_bytes=own.nbytes,
     )
-
-
-# What an optimizer keeps, whoever wrote it.
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What is kept for one variable.
-
-    Attributes:
-        path, shape: Of the variable.
-        rule: `UpdateRule` that says what it means, or `None`: what is there
-            is of the same meaning as what it is carried to.
-        specs: Dict from entry to `StateSpec`.
-        slots: Dict from slot name to variable or array.
-        variable: The variable; `None` in a file.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    rule: Any
-    specs: dict[str, Any]
-    slots: dict[str, Any]
-    variable: Any = None
-
-    def stored(self, name):
-        """The slots of an entry."""
-        spec = self.specs[name]
-        return {name + suffix: self.slots[name + suffix]
-                for suffix in spec.arrays()}  # fmt: skip
-
-    def decoded(self, name):
-        return self.specs[name].decode(
-            [ops.convert_to_tensor(s) for s in self.stored(name).values()],
-            "float32",
-        )
-
-    @property
-    def has_statistics(self):
-        """Whether there is anything but 0."""
-        return not self.specs or any(
-            bool(ops.any(ops.convert_to_tensor(slot) != 0))
-            for slot in self.slots.values()
-        )
-
-    @property
-    def basis(self):
-        """Whether the entries are in a basis, of use only together."""
-        return any(spec.refreshed for spec in self.specs.values())
-
-
-@dataclass(frozen=True)
-class _State:
-    """What an optimizer keeps.
-
-    Attributes:
-        name: String, its class.
-        rows: List of `_Kept`.
-        iterations: Int, its calls.
-        accumulated: Int, the calls of one update.
-        counters: Dict from name to variable or array: what else it counts.
-        iterations_variable: `keras.Variable`; `None` in a file.
-    """
-
-    name: str
-    rows: list[_Kept]
-    iterations: int
-    accumulated: int
-    counters: dict[str, Any]
-    iterations_variable: Any = None
-
-    @property
-    def updates(self):
-        return self.iterations // self.accumulated
-
-    @property
-    def nbytes(self):
-        slots = [slot for row in self.rows for slot in row.slots.values()]
-        return sum(
-            Array(
-                tuple(slot.shape),
-                (),
-                keras.backend.standardize_dtype(slot.dtype),
-            ).nbytes
-            for slot in slots
-        )
-
-    def check_usable(self, source):
-        """Raises if there is nothing that `source` has learned."""
-        given = str(source)
-        check(
-            self.updates > 0,
-            "source",
-            "an optimizer that has taken a step",
-            given,
-        )
-        check(
-            any(row.has_statistics for row in self.rows),
-            "source",
-            "an optimizer whose statistics are not all 0; of an Orbax "
-            "checkpoint Keras restores what has the path that it had, and is "
-            "silent of the rest: load it into the model it was saved from, "
-            "and give that",
-            given,
-        )
-
-    @classmethod
-    def of(cls, optimizer):
-        """That of an optimizer that is built."""
-        ours = isinstance(optimizer, UpdateRuleOptimizer)
-        return cls(
-            name=type(optimizer).__name__,
-            rows=_rows_of_ours(optimizer)
-            if ours
-            else _rows_of_keras(optimizer),
-            iterations=int(ops.convert_to_numpy(optimizer._iterations)),
-            accumulated=optimizer.gradient_accumulation_steps or 1,
-            counters=_counters(optimizer) if ours else {},
-            iterations_variable=optimizer._iterations,
-        )
-
-
-def _counters(optimizer):
-    if not optimizer.skip_nonfinite:
-        return {}
-    # Skips of variables and of steps are not of one kind.
-    unit = f"skipped_updates of a {optimizer.skip_nonfinite}"
-    return {unit: optimizer.skipped_updates}
-
-
-def _rows_of_ours(optimizer):
-    variables = optimizer.variables_built_with
-    return [
-        _Kept(
-            path=kept.plan.path,
-            shape=tuple(variable.shape),
-            rule=kept.plan.rule,
-            specs=kept.plan.specs,
-            slots=kept.slots,
-            variable=variable,
-        )
-        for kept, variable in zip(optimizer._kept, variables, strict=True)
-    ]
-
-
-def _rows_of_keras(optimizer):
-    rule = rule_of(optimizer)
-    shared = {}
-    if optimizer.use_ema:
-        shared[AVERAGE] = optimizer._model_variables_moving_average
-    if optimizer.gradient_accumulation_steps:
-        shared[ACCUMULATOR] = optimizer._accumulated_gradients
-    rows = []
-    for position, variable in enumerate(optimizer._trainable_variables):
-        slots = rule.slots(position)
-        specs = {name: spec_of(slot) for name, slot in slots.items()}
-        slots |= {
-            name: listed[position]
-            for name, listed in shared.items()
-            if listed[position] is not None
-        }
-        rows.append(
-            _Kept(
-                path=path_of(variable),
-                shape=tuple(variable.shape),
-                rule=rule,
-                specs=specs,
-                slots=slots,
-                variable=variable,
-            )
-        )
-    return rows
-
-
-# Where it is found.
-
-
-def _path_in(source):
-    """`source` as a path, or `None` if it is none."""
-    if not isinstance(source, str | pathlib.Path):
-        return None
-    path = pathlib.Path(source)
-    known = path.suffix == ".keras" or path.name.endswith(".weights.h5")
-    check(
-        path.is_dir() or (path.is_file() and known),
-        "source",
-        "an optimizer, or the path of a `.keras` or `.weights.h5` file or of "
-        "an Orbax checkpoint that exists",
-        str(source),
-    )
-    return path
-
-
-def _compiled(given):
-    """The optimizer of a model, or what else was given."""
-    if isinstance(given, keras.Model):
-        return getattr(given, "optimizer", None)
-    return given
-
-
-def _opened(name, given):
-    """The optimizer in what was given, without a loss scale."""
-    optimizer = _compiled(given)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    supported = isinstance(optimizer, UpdateRuleOptimizer) or (
-        isinstance(optimizer, keras.optimizers.Optimizer)
-        and rule_of(optimizer) is not None
-    )
-    check(supported, name, SUPPORTED, given)
-    return optimizer
-
-
-def _trained(source):
-    """The optimizer in a source, which must have variables to read."""
-    optimizer = _opened("source", source)
-    check(optimizer.built, "source", "an optimizer that is built", source)
-    return optimizer
-
-
-def _state_in_weights_file(path, target, variables, saved_by):
-    name, store = saved_state.read_weights_file(path)
-    check(
-        bool(store),
-        "source",
-        "a file with the state of an optimizer",
-        str(path),
-    )
-    ours = saved_state.are_ours(store)
-    alike = f"an optimizer as the one that '{path.name}' was saved with, "
-    if saved_by is None:
-        check(
-            ours
-            and isinstance(target, UpdateRuleOptimizer)
-            and saved_state.may_be_of(name, type(target)),
-            "saved_by",
-            f"{alike}which is no {type(target).__name__} of keras_adafactor",
-            saved_by,
-        )
-        return _state_by_keys(store, target, variables)
-    given = _opened("saved_by", saved_by)
-    check(
-        ours == isinstance(given, UpdateRuleOptimizer),
-        "saved_by",
-        f"{alike}of {'keras_adafactor' if ours else 'Keras'}",
-        saved_by,
-    )
-    copied = type(given).from_config(given.get_config())
-    copied.build(given._trainable_variables or variables)
-    if ours:
-        saved_state.load(copied, store)
-        return _State.of(copied)
-    shapes = [tuple(variable.shape) for variable in copied.variables]
-    found = [store[key].shape for key in sorted(store, key=int)]
-    check(
-        shapes == found,
-        "saved_by",
-        f"{alike}in settings and variables: that has {len(found)} variables "
-        f"of its own, not {len(shapes)}, or in other shapes",
-        saved_by,
-    )
-    copied.load_own_variables(store)
-    return _State.of(copied)
-
-
-def _state_by_keys(store, target, variables):
-    """Of a file that does not say of what: what looks like `target`'s."""
-    found = saved_state.variables_in(store)
-    check(
-        found == len(variables),
-        "saved_by",
-        "an optimizer as the one that the file was saved with, and built with "
-        f"its {found} variables, as `optimizer` has {len(variables)}",
-        None,
-    )
-    rows = []
-    for position, variable in enumerate(variables):
-        plan = target.plan_for(variable, position)
-        arrays = plan.arrays()
-        fitting = {
-            name: store[key]
-            for name, array in arrays.items()
-            if (key := saved_state.key_of(position, name)) in store
-            and store[key].shape == array.shape
-            and ("float" in array.dtype) == (store[key].dtype.kind == "f")
-        }
-        shape = tuple(variable.shape)
-        for name in (AVERAGE, ACCUMULATOR):
-            key = saved_state.key_of(position, name)
-            if key in store and store[key].shape == shape:
-                fitting[name] = store[key]
-        specs = {
-            name: spec
-            for name, spec in plan.specs.items()
-            if all(name + suffix in fitting for suffix in spec.arrays())
-        }
-        if plan.refreshes and not arrays.keys() == _names_at(position, store):
-            specs = {}
-        rows.append(_Kept(plan.path, shape, None, specs, fitting))
-    counters = {}
-    if "skipped_updates" in store:
-        counters = dict.fromkeys(_counters(target), store["skipped_updates"])
-    return _State(
-        name=type(target).__name__,
-        rows=rows,
-        iterations=int(store["iteration"]),
-        accumulated=target.gradient_accumulation_steps or 1,
-        counters=counters,
-    )
-
-
-def _names_at(position, store):
-    """Names of the slots of a rule, of the variable at a position."""
-    start = saved_state.key_of(position, "")
-    names = {key.removeprefix(start) for key in store if key.startswith(start)}
-    return names - {AVERAGE, ACCUMULATOR}
 
 
 # From one to the other.
@@ -635,11 +315,6 @@ def _carried(own, source):
     if not together:
         iterations = source.updates * own.accumulated
     assignments.append((own.iterations_variable, iterations))
-    assignments += [
-        (variable, source.counters[name])
-        for name, variable in own.counters.items()
-        if name in source.counters
-    ]
     matched = _matched(own.rows, source.rows)
     for position, (row, other) in enumerate(
         zip(own.rows, matched, strict=True)
@@ -776,7 +451,7 @@ def _check_shapes(row, values):
 
 def _carry_loss_scale(optimizer, source):
     """The scale, where both are a `LossScaleOptimizer` that is built."""
-    ours, theirs = _compiled(optimizer), _compiled(source)
+    ours, theirs = compiled(optimizer), compiled(source)
     wrapper = keras.optimizers.LossScaleOptimizer
     if (
         isinstance(ours, wrapper)

@@ -1,0 +1,325 @@
+"""What an optimizer keeps, whoever wrote it, and where it is found.
+
+An optimizer of this package, one of Keras, or a file that one was saved to.
+"""
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_adafactor import saved_state
+from keras_adafactor.arguments import check
+from keras_adafactor.keras_rules import rule_of
+from keras_adafactor.keras_rules import spec_of
+from keras_adafactor.optimizer import UpdateRuleOptimizer
+from keras_adafactor.optimizer import path_of
+from keras_adafactor.step import ACCUMULATOR
+from keras_adafactor.step import AVERAGE
+from keras_adafactor.storage import Array
+
+SUPPORTED = (
+    "an optimizer of keras_adafactor, `keras.optimizers.Adam`, `AdamW`, "
+    "`RMSprop` or `Adafactor`, one of these in a `LossScaleOptimizer`, or a "
+    "model compiled with one"
+)
+
+
+@dataclass(frozen=True)
+class KeptVariable:
+    """What is kept for one variable.
+
+    Attributes:
+        path, shape: Of the variable.
+        rule: `UpdateRule` that says what it means, or `None`: what is there
+            is of the same meaning as what it is carried to.
+        specs: Dict from entry to `StateSpec`.
+        slots: Dict from slot name to variable or array.
+        variable: The variable; `None` in a file.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    rule: Any
+    specs: dict[str, Any]
+    slots: dict[str, Any]
+    variable: Any = None
+
+    def stored(self, name):
+        """The slots of an entry."""
+        spec = self.specs[name]
+        return {name + suffix: self.slots[name + suffix]
+                for suffix in spec.arrays()}  # fmt: skip
+
+    def decoded(self, name):
+        return self.specs[name].decode(
+            [ops.convert_to_tensor(s) for s in self.stored(name).values()],
+            "float32",
+        )
+
+    @property
+    def has_statistics(self):
+        """Whether there is anything but 0."""
+        return not self.specs or any(
+            bool(ops.any(ops.convert_to_tensor(slot) != 0))
+            for slot in self.slots.values()
+        )
+
+    @property
+    def basis(self):
+        """Whether the entries are in a basis, of use only together."""
+        return any(spec.refreshed for spec in self.specs.values())
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """What an optimizer keeps.
+
+    Attributes:
+        name: String, its class.
+        rows: List of `KeptVariable`.
+        iterations: Int, its calls.
+        accumulated: Int, the calls of one update.
+        iterations_variable: `keras.Variable`; `None` in a file.
+    """
+
+    name: str
+    rows: list[KeptVariable]
+    iterations: int
+    accumulated: int
+    iterations_variable: Any = None
+
+    @property
+    def updates(self):
+        return self.iterations // self.accumulated
+
+    @property
+    def nbytes(self):
+        slots = [slot for row in self.rows for slot in row.slots.values()]
+        return sum(
+            Array(
+                tuple(slot.shape),
+                (),
+                keras.backend.standardize_dtype(slot.dtype),
+            ).nbytes
+            for slot in slots
+        )
+
+    def check_usable(self, source):
+        """Raises if there is nothing that `source` has learned."""
+        given = str(source)
+        check(
+            self.updates > 0,
+            "source",
+            "an optimizer that has taken a step",
+            given,
+        )
+        check(
+            any(row.has_statistics for row in self.rows),
+            "source",
+            "an optimizer whose statistics are not all 0; of an Orbax "
+            "checkpoint Keras restores what has the path that it had, and is "
+            "silent of the rest: load it into the model it was saved from, "
+            "and give that",
+            given,
+        )
+
+    @classmethod
+    def of(cls, optimizer):
+        """That of an optimizer that is built."""
+        ours = isinstance(optimizer, UpdateRuleOptimizer)
+        return cls(
+            name=type(optimizer).__name__,
+            rows=_rows_of_ours(optimizer)
+            if ours
+            else _rows_of_keras(optimizer),
+            iterations=int(ops.convert_to_numpy(optimizer._iterations)),
+            accumulated=optimizer.gradient_accumulation_steps or 1,
+            iterations_variable=optimizer._iterations,
+        )
+
+
+def _rows_of_ours(optimizer):
+    variables = optimizer.variables_built_with
+    return [
+        KeptVariable(
+            path=kept.plan.path,
+            shape=tuple(variable.shape),
+            rule=kept.plan.rule,
+            specs=kept.plan.specs,
+            slots=kept.slots,
+            variable=variable,
+        )
+        for kept, variable in zip(optimizer._kept, variables, strict=True)
+    ]
+
+
+def _rows_of_keras(optimizer):
+    rule = rule_of(optimizer)
+    shared = {}
+    if optimizer.use_ema:
+        shared[AVERAGE] = optimizer._model_variables_moving_average
+    if optimizer.gradient_accumulation_steps:
+        shared[ACCUMULATOR] = optimizer._accumulated_gradients
+    rows = []
+    for position, variable in enumerate(optimizer._trainable_variables):
+        slots = rule.slots(position)
+        specs = {name: spec_of(slot) for name, slot in slots.items()}
+        slots |= {
+            name: listed[position]
+            for name, listed in shared.items()
+            if listed[position] is not None
+        }
+        rows.append(
+            KeptVariable(
+                path=path_of(variable),
+                shape=tuple(variable.shape),
+                rule=rule,
+                specs=specs,
+                slots=slots,
+                variable=variable,
+            )
+        )
+    return rows
+
+
+# Where it is found.
+
+
+def path_in(source):
+    """`source` as a path, or `None` if it is none."""
+    if not isinstance(source, str | pathlib.Path):
+        return None
+    path = pathlib.Path(source)
+    known = path.suffix == ".keras" or path.name.endswith(".weights.h5")
+    check(
+        path.is_dir() or (path.is_file() and known),
+        "source",
+        "an optimizer, or the path of a `.keras` or `.weights.h5` file or of "
+        "an Orbax checkpoint that exists",
+        str(source),
+    )
+    return path
+
+
+def compiled(given):
+    """The optimizer of a model, or what else was given."""
+    if isinstance(given, keras.Model):
+        return getattr(given, "optimizer", None)
+    return given
+
+
+def opened(name, given):
+    """The optimizer in what was given, without a loss scale."""
+    optimizer = compiled(given)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    supported = isinstance(optimizer, UpdateRuleOptimizer) or (
+        isinstance(optimizer, keras.optimizers.Optimizer)
+        and rule_of(optimizer) is not None
+    )
+    check(supported, name, SUPPORTED, given)
+    return optimizer
+
+
+def trained(source):
+    """The optimizer in a source, which must have variables to read."""
+    optimizer = opened("source", source)
+    check(optimizer.built, "source", "an optimizer that is built", source)
+    return optimizer
+
+
+def state_in_weights_file(path, target, variables, saved_by):
+    name, store = saved_state.read_weights_file(path)
+    check(
+        bool(store),
+        "source",
+        "a file with the state of an optimizer",
+        str(path),
+    )
+    ours = saved_state.are_ours(store)
+    alike = f"an optimizer as the one that '{path.name}' was saved with, "
+    if saved_by is None:
+        check(
+            ours
+            and isinstance(target, UpdateRuleOptimizer)
+            and saved_state.may_be_of(name, type(target)),
+            "saved_by",
+            f"{alike}which is no {type(target).__name__} of keras_adafactor",
+            saved_by,
+        )
+        return _state_by_keys(store, target, variables)
+    given = opened("saved_by", saved_by)
+    check(
+        ours == isinstance(given, UpdateRuleOptimizer),
+        "saved_by",
+        f"{alike}of {'keras_adafactor' if ours else 'Keras'}",
+        saved_by,
+    )
+    copied = type(given).from_config(given.get_config())
+    copied.build(given._trainable_variables or variables)
+    if ours:
+        saved_state.load(copied, store)
+        return KeptState.of(copied)
+    shapes = [tuple(variable.shape) for variable in copied.variables]
+    found = [store[key].shape for key in sorted(store, key=int)]
+    check(
+        shapes == found,
+        "saved_by",
+        f"{alike}in settings and variables: that has {len(found)} variables "
+        f"of its own, not {len(shapes)}, or in other shapes",
+        saved_by,
+    )
+    copied.load_own_variables(store)
+    return KeptState.of(copied)
+
+
+def _state_by_keys(store, target, variables):
+    """Of a file that does not say of what: what looks like `target`'s."""
+    found = saved_state.variables_in(store)
+    check(
+        found == len(variables),
+        "saved_by",
+        "an optimizer as the one that the file was saved with, and built with "
+        f"its {found} variables, as `optimizer` has {len(variables)}",
+        None,
+    )
+    rows = []
+    for position, variable in enumerate(variables):
+        plan = target.plan_for(variable, position)
+        arrays = plan.arrays()
+        fitting = {
+            name: store[key]
+            for name, array in arrays.items()
+            if (key := saved_state.key_of(position, name)) in store
+            and store[key].shape == array.shape
+            and ("float" in array.dtype) == (store[key].dtype.kind == "f")
+        }
+        shape = tuple(variable.shape)
+        for name in (AVERAGE, ACCUMULATOR):
+            key = saved_state.key_of(position, name)
+            if key in store and store[key].shape == shape:
+                fitting[name] = store[key]
+        specs = {
+            name: spec
+            for name, spec in plan.specs.items()
+            if all(name + suffix in fitting for suffix in spec.arrays())
+        }
+        if plan.refreshes and not arrays.keys() == _names_at(position, store):
+            specs = {}
+        rows.append(KeptVariable(plan.path, shape, None, specs, fitting))
+    return KeptState(
+        name=type(target).__name__,
+        rows=rows,
+        iterations=int(store["iteration"]),
+        accumulated=target.gradient_accumulation_steps or 1,
+    )
+
+
+def _names_at(position, store):
+    """Names of the slots of a rule, of the variable at a position."""
+    start = saved_state.key_of(position, "")
+    names = {key.removeprefix(start) for key in store if key.startswith(start)}
+    return names - {AVERAGE, ACCUMULATOR}
