@@ -255,15 +255,18 @@ def _matched(rows, others):
     Raises:
         ValueError: If there is none at all.
     """
-    ours, theirs = _paths(rows), _paths(others)
-    found = _by_path(rows, ours, others, theirs)
+    ours, theirs = ([row.path for row in each] for each in (rows, others))
+    # A file may have lost the name of the model, which paths begin with.
+    found = max(
+        (
+            _by_path(rows, our_paths, others, their_paths)
+            for our_paths in (ours, _within_model(ours))
+            for their_paths in (theirs, _within_model(theirs))
+        ),
+        key=lambda matches: len(matches) - matches.count(None),
+    )
     if None in found and _ends(rows) == _ends(others):
         return others
-    if None in found:
-        inside = _by_path(
-            rows, _within_model(ours), others, _within_model(theirs)
-        )
-        found = max(found, inside, key=lambda f: len(f) - f.count(None))
     check(
         any(found),
         "source",
@@ -272,10 +275,6 @@ def _matched(rows, others):
         theirs[:8],
     )
     return found
-
-
-def _paths(rows):
-    return [row.path for row in rows]
 
 
 def _ends(rows):

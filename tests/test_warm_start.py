@@ -791,6 +791,20 @@ def test_unfrozen_layer_of_a_weights_file(tmp_path):
             np.testing.assert_array_equal(ours[entry], theirs[entry])
 
 
+def test_unfrozen_layer_of_a_keras_file(tmp_path):
+    model = model_of(Adafactor(), ("a", "b"))
+    model.layers[0].trainable = False
+    model.compile("adam", "mse")
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    # Loaded, a `Sequential` has paths without its name.
+    other = model_of(Adafactor(), ("a", "b"))
+    report = warm_start(other, tmp_path / "model.keras")
+    assert [row.source for row in report.rows] == [
+        None, None, "b/kernel", "b/bias",
+    ]  # fmt: skip
+
+
 def test_bfloat16_momentum_is_read_from_a_weights_file(tmp_path):
     settings = {"beta_1": 0.9, "momentum_dtype": "bfloat16"}
     model, path = saved(tmp_path, Adafactor(**settings), "weights.h5")
