@@ -80,7 +80,8 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
       computed in a step that only accumulates.
     - Weight decay goes by the whole path of a variable on every backend, and
       is saved with the optimizer.
-    - A checkpoint that does not fit is an error.
+    - A checkpoint that does not fit is an error; `warm_start` keeps what fits
+      of it.
 
     Args:
         learning_rate: Float >= 0, a

@@ -86,7 +86,7 @@ def test_way_back_and_loss_scale(adam_file):
     ) == 0  # fmt: skip
     wrapper = keras.models.load_model(back).optimizer
     assert type(wrapper) is keras.optimizers.LossScaleOptimizer
-    assert type(wrapper.inner_optimizer) is keras.optimizers.AdamW
+    assert isinstance(wrapper.inner_optimizer, keras.optimizers.AdamW)
     assert int(as_numpy(wrapper.iterations)) == 2
     # In place.
     assert main(

@@ -23,6 +23,7 @@ from keras_adafactor import warm_start
 from tests.harness import MODE
 from tests.harness import run
 from tests.harness import values
+from tests.optimizers import MAIN
 from tests.probe import as_numpy
 
 SHAPES = [(4, 6), (5,), (2, 3, 8)]
@@ -304,6 +305,24 @@ def test_soap_tells_adam_what_it_knows_in_its_basis():
     found = as_numpy(adam._velocities[0]) / (1 - 0.999**60)
     np.testing.assert_allclose(found.sum(), expected.sum(), rtol=0.1)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
+def test_every_optimizer_takes_over_and_hands_back(row):
+    adam, optimizer = keras.optimizers.Adam(0.01), row.optimizer()
+    shared = trained(adam)
+    # No `adopt` returns what is not kept, or in another shape.
+    for carried in warm_start(optimizer, adam).rows:
+        assert carried.carried.keys() | carried.missing == set(
+            optimizer.state_spec(carried.shape, carried.path)
+        )
+    for given in tensors(seed=1, steps=2)[1]:
+        optimizer.apply([ops.convert_to_tensor(g) for g in given], shared)
+    assert all(np.isfinite(x).all() for x in values(shared))
+    report = warm_start(keras.optimizers.Adam(), optimizer)
+    assert report.iterations == STEPS + 2
+    again = row.optimizer()
+    assert warm_start(again, optimizer).complete
 
 
 # The way back.
