@@ -187,6 +187,14 @@ def learning_rate(config):
     return OPTIMIZERS[config.optimizer].learning_rate(config)
 
 
+def rate_or_schedule(config):
+    """Returns what the optimizer gets: a cap as a float, or a schedule."""
+    rate = learning_rate(config)
+    if OPTIMIZERS[config.optimizer].relative_step:
+        return rate
+    return WarmupRsqrt(rate, max(1, warmup_steps(config)))
+
+
 def warmup_steps(config):
     """Returns the steps of warm-up: those asked for, or the optimizer's own.
 
@@ -212,12 +220,9 @@ def build_optimizer(config):
     weight_decay = config.weight_decay
     if weight_decay is None:
         weight_decay = row.weight_decay
-    rate = learning_rate(config)
-    if not row.relative_step:
-        rate = WarmupRsqrt(rate, max(1, warmup_steps(config)))
     accumulation = config.gradient_accumulation_steps
     optimizer = row.constructor(
-        learning_rate=rate,
+        learning_rate=rate_or_schedule(config),
         weight_decay=weight_decay or None,
         gradient_accumulation_steps=accumulation if accumulation > 1 else None,
         name=config.optimizer,

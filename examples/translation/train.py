@@ -154,26 +154,30 @@ class Job:
         keras.utils.set_random_seed(config.seed)
         with devices.scope():
             self.model = build_run_model(config, tokenizer)
-            self.optimizer = build_optimizer(config)
-            self.model.compile(
-                optimizer=self.optimizer,
-                loss=SmoothedCrossEntropy(
-                    config.label_smoothing, tokenizer.piece_count
-                ),
-                weighted_metrics=[
-                    keras.metrics.MeanMetricWrapper(
-                        masked_accuracy, name="token_accuracy"
-                    ),
-                    callbacks.TokenCount(name="tokens"),
-                ],
-                jit_compile=config.jit_compile != "off"
-                and devices.takes_jit_compile,
-                steps_per_execution=config.steps_per_execution,
-            )
-            # compile wraps it for float16; the state is that of the wrapper.
-            self.optimizer = self.model.optimizer
-            self.optimizer.build(self.model.trainable_variables)
+            self.compile(build_optimizer(config))
         self.translator = build_translator(config, tokenizer, self.model)
+
+    def compile(self, optimizer):
+        """Gives the model an optimizer, and builds it."""
+        config = self.config
+        self.model.compile(
+            optimizer=optimizer,
+            loss=SmoothedCrossEntropy(
+                config.label_smoothing, self.tokenizer.piece_count
+            ),
+            weighted_metrics=[
+                keras.metrics.MeanMetricWrapper(
+                    masked_accuracy, name="token_accuracy"
+                ),
+                callbacks.TokenCount(name="tokens"),
+            ],
+            jit_compile=config.jit_compile != "off"
+            and self.devices.takes_jit_compile,
+            steps_per_execution=config.steps_per_execution,
+        )
+        # compile wraps it for float16; the state is that of the wrapper.
+        self.optimizer = self.model.optimizer
+        self.optimizer.build(self.model.trainable_variables)
 
     def _encode(self, split, drop_long):
         return batching.encode_split(

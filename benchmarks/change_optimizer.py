@@ -1,0 +1,194 @@
+"""Changes from Adam to Adafactor in the middle of a run, cold and warm.
+
+    python -m benchmarks.change_optimizer
+    python -m benchmarks.change_optimizer --corpus multi30k --text_dir DIR
+
+The translation example trains with Adam for a third of its steps. From these
+weights it goes on with Adam, with Adafactor that starts from nothing, and with
+Adafactor after `keras_adafactor.warm_start`: as its recipe has it, and with
+Adam's own learning rates. Prints, of three seeds, the largest rise of the
+validation loss above its value at the change, and the BLEU at the end. Writes
+`results/change_optimizer_<corpus>.json` and `.png` beside this file, after each
+run: the same command goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+
+from matplotlib.figure import Figure
+
+import keras_adafactor
+from benchmarks.family import SEEDS
+from benchmarks.family import SETTINGS
+from benchmarks.family import Run
+from benchmarks.family import configure
+from benchmarks.family import write
+from examples.translation.optimizers import build_optimizer
+from examples.translation.optimizers import rate_or_schedule
+from examples.translation.termination import Termination
+from examples.translation.train import prepared
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+STEPS, CHANGE, EVERY = 450, 150, 10
+
+
+def _adam(config):
+    return build_optimizer(config)
+
+
+def _recipe(config):
+    return build_optimizer(
+        dataclasses.replace(
+            config, optimizer="adafactor", learning_rate=None, warmup_steps=0
+        )
+    )
+
+
+def _with_adams_rates(config):
+    return keras_adafactor.Adafactor(
+        rate_or_schedule(config), multiply_by_parameter_scale=False, beta_1=0.9
+    )
+
+
+# Name -> optimizer of the configuration, and whether it starts warm.
+WAYS = {
+    "Adam goes on": (_adam, True),
+    "Adam, statistics gone": (_adam, False),
+    "Adafactor, cold": (_recipe, False),
+    "Adafactor, warm": (_recipe, True),
+    "Adafactor, Adam's rates, cold": (_with_adams_rates, False),
+    "Adafactor, Adam's rates, warm": (_with_adams_rates, True),
+}
+
+
+def begin(config):
+    """Trains with Adam; returns weights, optimizer and history."""
+    config = dataclasses.replace(
+        config, steps=CHANGE, run_dir=f"{config.run_dir}-begin"
+    )
+    with prepared(config) as job:
+        job.fit(Termination())
+        return job.model.get_weights(), job.optimizer, job.state.history
+
+
+def go_on(config, way, weights, adam):
+    """Trains the rest one way; returns its history and BLEU."""
+    make, warm = WAYS[way]
+    config = dataclasses.replace(
+        config, run_dir=f"{config.run_dir}-{list(WAYS).index(way)}"
+    )
+    with prepared(config) as job:
+        job.compile(make(config))
+        job.model.set_weights(weights)
+        if warm:
+            keras_adafactor.warm_start(job.model, adam)
+        job.state.step = CHANGE
+        job.fit(Termination())
+        return job.state.history, job.finish()["scores"]["final"]
+
+
+def run_seed(options, seed, results, path):
+    config = configure(
+        Run("adam", 0, seed, True),
+        options.corpus,
+        options.text_dir,
+        options.work_dir,
+    )
+    config = dataclasses.replace(
+        config,
+        steps=STEPS,
+        checkpoint_every=EVERY,
+        run_dir=f"{options.work_dir}/{options.corpus}-{seed}",
+    )
+    done = {(row["way"], row["seed"]) for row in results}
+    todo = [way for way in WAYS if (way, seed) not in done]
+    if not todo:
+        return
+    weights, adam, before = begin(config)
+    for way in todo:
+        history, scores = go_on(config, way, weights, adam)
+        results.append(
+            {
+                "way": way,
+                "seed": seed,
+                "before": _curve(before),
+                "after": _curve(history),
+                "bleu": scores["test"]["bleu"],
+            }
+        )
+        write(path, {"corpus": options.corpus, "runs": results})
+        print(f"seed {seed}  {way}: {_row(results[-1])}", flush=True)
+
+
+def _curve(history):
+    return [[row["step"], row["loss"], row["val_loss"]] for row in history]
+
+
+def rise(row):
+    """Largest validation loss after the change, less that before it."""
+    start = row["before"][-1][2]
+    return max(max(point[2] for point in row["after"]) - start, 0.0)
+
+
+def _row(row):
+    return (
+        f"largest rise {rise(row):.4f}, "
+        f"{row['after'][-1][2]:.4f} at the end, BLEU {row['bleu']:.1f}"
+    )
+
+
+def plot(results, title, path):
+    """Validation loss around the change, the mean of the seeds."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.add_subplot(
+        title=f"{title}: from Adam to Adafactor at step {CHANGE}",
+        xlabel="step",
+        ylabel="validation loss",
+    )
+    for index, way in enumerate(WAYS):
+        rows = [row for row in results if row["way"] == way]
+        if not rows:
+            continue
+        curves = [row["before"][-1:] + row["after"] for row in rows]
+        points = list(zip(*curves, strict=True))
+        axes.plot(
+            [point[0][0] for point in points],
+            [statistics.mean(p[2] for p in point) for point in points],
+            "-" if WAYS[way][1] else ":",
+            color=f"C{index // 2}",
+            label=way,
+        )
+    axes.axvline(CHANGE, color="0.6", linewidth=0.8)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, format="png", dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--corpus", choices=SETTINGS, default="synthetic")
+    parser.add_argument("--text_dir", help="of --corpus multi30k")
+    parser.add_argument("--work_dir", default="runs/change_optimizer")
+    options = parser.parse_args()
+    if (options.corpus == "synthetic") == bool(options.text_dir):
+        parser.error("--text_dir goes with --corpus multi30k, and only so")
+    path = RESULTS / f"change_optimizer_{options.corpus}.json"
+    results = json.loads(path.read_text())["runs"] if path.exists() else []
+    for seed in SEEDS:
+        run_seed(options, seed, results, path)
+    for way in WAYS:
+        rows = [row for row in results if row["way"] == way]
+        print(
+            f"{way:32} largest rise {max(map(rise, rows)):.4f}  "
+            f"BLEU {statistics.mean(row['bleu'] for row in rows):.1f}"
+        )
+    plot(results, options.corpus, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
