@@ -189,7 +189,7 @@ def test_one_translation_prints_nothing_else(finished_run, tmp_path):
         (["--dropout=no"], "flag --dropout=no: must be a number"),
         (["--bucket_lengths=8;16"], "whole numbers with commas between"),
         (["--steps=0"], "--steps must be at least 1. Received: 0"),
-        (["--optimizer=lion"], "--optimizer must be one of adafactor, "),
+        (["--optimizer=lamb"], "--optimizer must be one of adafactor, "),
         (["fly"], "The verb must be one of train, translate, "),
         (["train", "now"], "train takes flags only. Received: now"),
         (["--n_best=2"], "--n_best goes with translate. Received: train"),
