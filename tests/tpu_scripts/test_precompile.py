@@ -82,7 +82,7 @@ def parse(text):
         ("--topology v5e:4x4 --preset huge", "--preset must be one of tiny"),
         ("--topology v5e:4x4 --policy int8", "--policy must be one of flo"),
         ("--topology v5e:4x4 --search width", "--search must be one of ba"),
-        ("--topology v5e:4x4 --optimizer lion", "Received: lion"),
+        ("--topology v5e:4x4 --optimizer lamb", "Received: lamb"),
         ("--topology v5e:4x4 --compare adam@int4", "Received: adam@int4"),
         ("--topology v5e:4x4 --layers 0", "layers.*--help"),
         ("--topology v5e:4x4 --laiers 3", "laiers.*--help"),
