@@ -28,6 +28,10 @@ if keras.backend.backend() == "jax":
         """Gives variables their values within `fit`: the trainer has them."""
         model.jax_state_sync()
 
+    def has_value(variable):
+        """Whether a variable has one: a `fit` that raised may have it."""
+        return variable._value is not None
+
 else:
 
     def _is_sparse(gradient):
@@ -39,6 +43,9 @@ else:
 
     def sync_training_state(model):
         pass
+
+    def has_value(variable):
+        return True
 
 
 if keras.backend.backend() == "tensorflow":

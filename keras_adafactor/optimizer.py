@@ -472,7 +472,10 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         self.assign(kept.average, average)
 
     def finalize_variable_values(self, var_list):
-        # Keras calls this at the end of every `fit`.
+        # Keras calls this at the end of every `fit`, one that raised too: an
+        # error here would hide its own.
+        if not backend.has_value(self._iterations):
+            return
         self._warn_of_skips()
         if not self.use_ema:
             return
