@@ -131,7 +131,35 @@ class OptimizerKeywords(TypedDict, total=False):
     """Keywords that every optimizer of this package takes.
 
     The meaning of the first ten is that of `keras.optimizers.Optimizer`; what
-    differs is said in `UpdateRuleOptimizer`.
+    differs is said in `UpdateRuleOptimizer`, with the last three.
+
+    Attributes:
+        weight_decay: Float >= 0 or `None`: `weight_decay * learning_rate` of
+            every weight is subtracted from it in a step, unless
+            `exclude_from_weight_decay()` says otherwise. Defaults to `None`.
+        clipnorm: Float > 0 or `None`, the largest norm of the gradient of a
+            variable. Defaults to `None`.
+        clipvalue: Float > 0 or `None`, the largest absolute value of an
+            element of a gradient. Defaults to `None`.
+        global_clipnorm: Float > 0 or `None`, the largest norm of all gradients
+            together. Defaults to `None`.
+        use_ema: Boolean, whether an average of every weight is kept, which
+            takes the weight's place at the end of `fit`. Defaults to `False`.
+        ema_momentum: Float in [0, 1], the decay of these averages. Defaults to
+            0.99.
+        ema_overwrite_frequency: Integer >= 1 or `None`, the steps after which
+            weights are overwritten with their averages; with `use_ema` only.
+            Defaults to `None`, at the end of `fit` alone.
+        loss_scale_factor: Float > 0 or `None`, by which the loss is multiplied
+            and the gradients are divided. Defaults to `None`.
+        gradient_accumulation_steps: Integer >= 2 or `None`, the batches whose
+            mean gradient makes an update. Defaults to `None`, one.
+        name: String or `None`. Defaults to `None`: by the class, numbered.
+        stochastic_rounding: Boolean, defaults to `True`.
+        skip_nonfinite: `"variable"`, `"step"` or `None`; defaults to
+            `"variable"`.
+        fallback: Regular expression, list of them, dict from regular
+            expression to `UpdateRule`, or `None`, the default.
     """
 
     weight_decay: float | None
