@@ -40,8 +40,12 @@ class AdamWRule(UpdateRule):
     """
 
     def __init__(
-        self, beta_1=0.9, beta_2=0.999, epsilon=1e-8, learning_rate_ratio=1.0
-    ):
+        self,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        learning_rate_ratio: float = 1.0,
+    ) -> None:
         self.beta_1 = check_number("beta_1", beta_1, at_least=0.0, below=1.0)
         self.beta_2 = check_number("beta_2", beta_2, at_least=0.0, below=1.0)
         self.epsilon = check_number("epsilon", epsilon, above=0.0)
@@ -84,4 +88,4 @@ class AdamWRule(UpdateRule):
     def __eq__(self, other):
         return type(self) is type(other) and vars(self) == vars(other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]

@@ -8,12 +8,32 @@ import difflib
 import inspect
 import numbers
 import re
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+from typing import Literal
 from typing import TypedDict
 
 import keras
 import numpy as np
 
 from keras_adafactor.functional.axis_groups import AxisGroups
+
+# Types of arguments. Keras has none of its own: its classes are `Any`.
+LearningRate = (
+    float
+    | keras.optimizers.schedules.LearningRateSchedule
+    | Callable[[], float]
+)
+# Regular expressions.
+Patterns = str | Sequence[str] | None
+StateDtype = Literal["float32", "bfloat16", "int8"]
+AxisGroupsChoice = (
+    str
+    | AxisGroups
+    | Callable[[tuple[int, ...], str], str | AxisGroups]
+    | dict[str, Any]
+)
 
 
 def check(condition, name, requirement, value):
@@ -54,8 +74,8 @@ def check_number(name, value, above=None, at_least=None, below=None,
     """
     if optional and value is None:
         return None
-    bounds = {">": above, ">=": at_least, "<": below, "<=": at_most}
-    bounds = [f"{sign} {b}" for sign, b in bounds.items() if b is not None]
+    signs = {">": above, ">=": at_least, "<": below, "<=": at_most}
+    bounds = [f"{sign} {b}" for sign, b in signs.items() if b is not None]
     requirement = f"a number {' and '.join(bounds)}" + " or None" * optional
     valid = (
         isinstance(value, numbers.Real)
@@ -173,8 +193,8 @@ class OptimizerKeywords(TypedDict, total=False):
     gradient_accumulation_steps: int | None
     name: str | None
     stochastic_rounding: bool
-    skip_nonfinite: str | None
-    fallback: str | list | dict | None
+    skip_nonfinite: Literal["variable", "step"] | None
+    fallback: Patterns | dict[str, Any]
 
 
 def check_recognized(keywords, cls):

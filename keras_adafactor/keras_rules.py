@@ -3,6 +3,8 @@
 Only what the entries mean: their steps are Keras'.
 """
 
+from collections.abc import Mapping
+
 import keras
 from keras import ops
 
@@ -21,7 +23,7 @@ class KerasRule(UpdateRule):
             lists this slot of all variables, in the order of the variables.
     """
 
-    lists = {}
+    lists: Mapping[str, str] = {}
 
     def __init__(self, optimizer):
         self.optimizer = optimizer

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import asdict
 from dataclasses import dataclass
 from typing import Any
+from typing import Literal
 from typing import NamedTuple
 
 import keras
@@ -69,7 +70,7 @@ class UpdateReport:
     skipped_updates: int | None = None
     loss_scale: float | None = None
 
-    def logs(self):
+    def logs(self) -> dict[str, Any]:
         """The report in total, as in the logs of Keras.
 
         Returns:
@@ -87,18 +88,17 @@ class UpdateReport:
         for name in ("weight_rms", "change_rms"):
             squares = [getattr(row, name) ** 2 for row in self.rows]
             found[name] = float(np.sqrt(np.average(squares, weights=sizes)))
-        recorded = [row for row in self.rows if row.update_rms is not None]
-        if recorded:
-            updates = [row.update_rms for row in recorded]
-            clipped = [row.clipped for row in recorded]
+        updates = [r.update_rms for r in self.rows if r.update_rms is not None]
+        if updates:
+            clipped = [bool(row.clipped) for row in self.rows]
             found["update_rms"] = float(np.mean(updates))
-            found["clipped_fraction"] = float(np.mean(clipped))
+            found["clipped_fraction"] = sum(clipped) / len(updates)
         for name in ("skipped_updates", "loss_scale"):
             if getattr(self, name) is not None:
                 found[name] = getattr(self, name)
         return found
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
         return {
             "step": self.step,
@@ -108,7 +108,7 @@ class UpdateReport:
             ],
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         header = ("variable", "shape", "weight rms", "change rms")
         table = [(*header, "update rms", "clipped")] + [
             (
@@ -212,7 +212,12 @@ class OptimizerMonitor(keras.callbacks.Callback):
     # Keras need not wait for the device to call `on_train_batch_end`.
     async_safe = True
 
-    def __init__(self, log_freq="epoch", log_dir=None, patience=3):
+    def __init__(
+        self,
+        log_freq: int | Literal["epoch"] = "epoch",
+        log_dir: str | os.PathLike[str] | None = None,
+        patience: int = 3,
+    ) -> None:
         super().__init__()
         self.log_freq = log_freq
         if log_freq != "epoch":
@@ -232,9 +237,9 @@ class OptimizerMonitor(keras.callbacks.Callback):
         )
         self.log_dir = log_dir
         self.patience = check_integer("patience", patience, 1)
-        self.report = None
-        self._logs = {}
-        self._write = None
+        self.report: UpdateReport | None = None
+        self._logs: dict[str, Any] = {}
+        self._write: Any = None
         self._warned = False
 
     # When to look. These are called in every step, and must cost nothing.
@@ -247,11 +252,12 @@ class OptimizerMonitor(keras.callbacks.Callback):
         self._meet_optimizers()
         self._earlier = 0  # steps of earlier epochs
         self._began = 0  # the batch that began last
-        self._window = None
-        self._found = None
+        self._window: Any = None
+        self._found: UpdateReport | None = None
         self._periods = 0  # in a row that skipped
         self._before_periods = 0
-        self._skipped = self._scale = None
+        self._skipped: int | None = None
+        self._scale: Any = None
 
     def _meet_optimizers(self):
         self._optimizers = inner_optimizers(self.model.optimizer)
@@ -337,13 +343,13 @@ class OptimizerMonitor(keras.callbacks.Callback):
         count = len(self._optimizers)
         roots = [math.sqrt(square) for square in found[count:]]
         step, skipped, scale = self._read_counters()
-        updates = {}
+        updates: dict[str, Any] = {}
         for optimizer in self._optimizers:
             if getattr(optimizer, "record_update_rms", False):
                 limit = optimizer.clip_threshold or math.inf
                 for path, rms in optimizer.update_rms().items():
                     updates[path] = rms, rms > limit
-        self.report = self._found = UpdateReport(
+        report = UpdateReport(
             step=step,
             learning_rates=dict(
                 zip(
@@ -356,28 +362,22 @@ class OptimizerMonitor(keras.callbacks.Callback):
                 VariableUpdate(
                     path_of(variable),
                     tuple(variable.shape),
-                    *rms,
+                    weight,
+                    change,
                     *updates.get(path_of(variable), ()),
                 )
-                for variable, *rms in zip(
+                for variable, weight, change in zip(
                     window.variables, roots[::2], roots[1::2], strict=True
                 )
             ],
             skipped_updates=skipped,
             loss_scale=scale,
         )
-        self._logs = self.report.logs()
+        self.report = self._found = report
+        self._logs = report.logs()
         if self._write:
-            self._write(self.report.step, self._logs | self._by_variable())
+            self._write(report.step, self._logs | _by_variable(report))
         self._warn_of_skips(skipped, scale)
-
-    def _by_variable(self):
-        return {
-            f"{name}/{row.path}": getattr(row, name)
-            for row in self.report.rows
-            for name in ("weight_rms", "change_rms", "update_rms")
-            if getattr(row, name) is not None
-        }
 
     def _read_counters(self):
         """The updates made, those skipped and the loss scale, maybe `None`."""
@@ -477,3 +477,13 @@ def _used_rate(optimizer):
         t = ops.cast(optimizer.iterations, "float32") + 1.0
         rate = ops.minimum(rate, ops.rsqrt(t))
     return rate
+
+
+def _by_variable(report):
+    """Name and path -> number, of every variable."""
+    return {
+        f"{name}/{row.path}": getattr(row, name)
+        for row in report.rows
+        for name in ("weight_rms", "change_rms", "update_rms")
+        if getattr(row, name) is not None
+    }

@@ -8,7 +8,9 @@ assigned outside of this file, but by what is loaded.
 import inspect
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
+from typing import Literal
 from typing import NamedTuple
 
 import keras
@@ -17,7 +19,9 @@ from keras import ops
 from keras_adafactor import backend
 from keras_adafactor import saved_state
 from keras_adafactor.adamw_rule import AdamWRule
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import Patterns
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
@@ -113,13 +117,13 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate,
+        learning_rate: LearningRate,
         *,
-        stochastic_rounding=True,
-        skip_nonfinite="variable",
-        fallback=None,
-        **kwargs,
-    ):
+        stochastic_rounding: bool = True,
+        skip_nonfinite: Literal["variable", "step"] | None = "variable",
+        fallback: Patterns | dict[str, UpdateRule] = None,
+        **kwargs: Any,
+    ) -> None:
         check_recognized(kwargs, type(self))
         kwargs = check_keywords(kwargs)
         kwargs["name"] = kwargs.get("name") or _unique_name(type(self))
@@ -133,16 +137,16 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             "skip_nonfinite", skip_nonfinite, ("variable", "step", None)
         )
         self.fallback = _check_fallback(fallback)
-        self._undecayed = []
-        self._kept = []
-        self._skipped_updates = None
+        self._undecayed: list[str] = []
+        self._kept: list[_Kept] = []
+        self._skipped_updates: Any = None
         self._skips_warned_of = 0
         # What was loaded before there were slots: see `saved_state`.
-        self._waiting = {}
+        self._waiting: dict[str, Any] = {}
 
     # State.
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         # All that can be wrong with a choice of the user, or with what was
@@ -160,8 +164,8 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         with backend.creation_scope(self):
             # Keras would make accumulators of the variables' dtype: in
             # bfloat16, 599 additions of 1.0 give 256.
-            accumulate = self.gradient_accumulation_steps
-            self.gradient_accumulation_steps = None
+            accumulate: Any = self.gradient_accumulation_steps
+            self.gradient_accumulation_steps: Any = None
             super().build(variables)
             self.gradient_accumulation_steps = accumulate
             if self.skip_nonfinite:
@@ -178,13 +182,13 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             self._accumulated_gradients = [k.accumulator for k in self._kept]
         saved_state.load_waiting(self, made_before)
 
-    def rule_for(self, shape, path):
+    def rule_for(self, shape: tuple[int, ...], path: str) -> UpdateRule:
         for pattern, rule in (self.fallback or {}).items():
             if re.search(pattern, path):
                 return rule
         return self
 
-    def plan_for(self, variable, key=0):
+    def plan_for(self, variable: Any, key: int = 0) -> Plan:
         """What is, or would be, decided about a variable.
 
         Args:
@@ -261,7 +265,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 name=f"{path.replace('/', '_')}_{name}",
             )
 
-    def slots(self):
+    def slots(self) -> list[tuple[str, dict[str, keras.Variable]]]:
         """What the rules keep for every variable.
 
         Returns:
@@ -275,12 +279,12 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         ]
 
     @property
-    def variables_built_with(self):
+    def variables_built_with(self) -> list[keras.Variable]:
         """The variables of the model; empty before the optimizer is built."""
         return list(self._trainable_variables)
 
     @property
-    def skipped_updates(self):
+    def skipped_updates(self) -> keras.Variable | int:
         """Number of updates skipped for NaN or infinity so far.
 
         An integer `keras.Variable`: updates of single variables with
@@ -292,11 +296,11 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
     # The learning rate.
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Any:
         return self._get_current_learning_rate()
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: LearningRate) -> None:
         learning_rate = _checked_learning_rate(learning_rate)
         self._check_learning_rate(learning_rate)
         self._warn_of_learning_rate(learning_rate)
@@ -310,7 +314,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         """Warns where a new learning rate is not what it seems."""
 
     @property
-    def effective_learning_rate(self):
+    def effective_learning_rate(self) -> Any:
         """The learning rate that the next update uses: a scalar.
 
         `learning_rate`, unless the rule makes something else of it.
@@ -500,7 +504,11 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
 
     # Weight decay.
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Patterns = None,
+    ) -> None:
         """Excludes variables from weight decay.
 
         Args:
@@ -528,7 +536,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
     def load_own_variables(self, store):
         saved_state.load(self, store)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for name in own_arguments(type(self)):
             config[name] = serialize(getattr(self, name))

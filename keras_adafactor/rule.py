@@ -4,12 +4,17 @@ A rule is pure: tensors go in, tensors come out. It assigns nothing, looks at
 no backend and draws no unseeded noise.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.noise import normal_noise
 from keras_adafactor.functional.noise import uniform_noise
+
+Shape = tuple[int, ...]
+# Of the backend, or a `keras.KerasTensor`.
+Tensor = Any
 
 # Noise of the rule, apart from that of what is stored.
 _FIRST_SALT = 1 << 11
@@ -49,11 +54,11 @@ class Step:
     iteration: Any = 0
     key: int = 0
 
-    def uniform(self, shape, salt=0):
+    def uniform(self, shape: Shape, salt: int = 0) -> Tensor:
         """Noise in [0, 1), the same on every replica and after a restart."""
         return uniform_noise(shape, self.iteration + 1, self._noise_key(salt))
 
-    def normal(self, shape, salt=0):
+    def normal(self, shape: Shape, salt: int = 0) -> Tensor:
         """Standard normal noise, the same on every replica."""
         return normal_noise(shape, self.iteration + 1, self._noise_key(salt))
 
@@ -74,10 +79,10 @@ class UpdateRule:
             class that agree in these take each other's entry as it is.
     """
 
-    weight_decay_order = "before"
-    meaning = {}
+    weight_decay_order: str = "before"
+    meaning: Mapping[str, tuple[str, ...]] = {}
 
-    def rule_for(self, shape, path):
+    def rule_for(self, shape: Shape, path: str) -> "UpdateRule":
         """The rule that a variable takes. Asked once, in `build`.
 
         Args:
@@ -89,7 +94,7 @@ class UpdateRule:
         """
         return self
 
-    def state_spec(self, shape, path):
+    def state_spec(self, shape: Shape, path: str) -> dict[str, Any]:
         """What is kept for a variable.
 
         Args:
@@ -101,7 +106,9 @@ class UpdateRule:
         """
         raise NotImplementedError
 
-    def update_rule(self, g, x, state, step):
+    def update_rule(
+        self, g: Tensor, x: Tensor, state: dict[str, Tensor], step: Step
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The paper's algorithm box for one variable, as a pure function.
 
         Branches in Python only on shapes, keys, hyper-parameters and paths.
@@ -119,7 +126,7 @@ class UpdateRule:
         """
         raise NotImplementedError
 
-    def is_refresh_due(self, count):
+    def is_refresh_due(self, count: Tensor) -> Tensor:
         """Whether `refresh` comes before this step.
 
         Asked of rules with an entry that is `refreshed`.
@@ -132,7 +139,9 @@ class UpdateRule:
         """
         raise NotImplementedError
 
-    def refresh(self, g, x, state, step):
+    def refresh(
+        self, g: Tensor, x: Tensor, state: dict[str, Tensor], step: Step
+    ) -> dict[str, Tensor]:
         """What changes every so many steps only: a basis, say.
 
         Nothing of it is computed in other steps. It sees no gradient that is
@@ -150,12 +159,14 @@ class UpdateRule:
 
     # What the entries mean, for `warm_start`.
 
-    def meaning_of(self, name):
+    def meaning_of(self, name: str) -> tuple[Any, ...]:
         """The values of the attributes that `meaning` names for an entry."""
         attributes = self.meaning.get(letter_of(name), ())
         return tuple(getattr(self, attribute) for attribute in attributes)
 
-    def moments(self, state, shape, path, t):
+    def moments(
+        self, state: dict[str, Tensor], shape: Shape, path: str, t: int
+    ) -> Moments:
         """What the state of a variable says of its gradient.
 
         Args:
@@ -168,7 +179,9 @@ class UpdateRule:
         """
         return Moments()
 
-    def adopt(self, moments, shape, path, t):
+    def adopt(
+        self, moments: Moments, shape: Shape, path: str, t: int
+    ) -> dict[str, Tensor]:
         """The state that `t` steps with gradients of such moments leave.
 
         An average of updates, `g / sqrt(v)` say, is taken for the update of

@@ -1,8 +1,10 @@
 """What an optimizer keeps, variable by variable, in bytes."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
+from typing import Any
 
 import keras
 
@@ -34,7 +36,7 @@ class VariableState:
     state_bytes: int
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         return math.prod(self.shape)
 
 
@@ -54,24 +56,24 @@ class StateReport:
     uncounted: list[str] = field(default_factory=list)
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         return sum(row.parameters for row in self.rows)
 
     @property
-    def total_bytes(self):
+    def total_bytes(self) -> int:
         """Bytes of all slots. Step counter and learning rate not counted."""
         return sum(row.state_bytes for row in self.rows)
 
     @property
-    def adam_bytes(self):
+    def adam_bytes(self) -> int:
         """Bytes that Adam keeps for the same variables."""
         return ADAM_BYTES_PER_PARAMETER * self.parameters
 
     @property
-    def bytes_per_parameter(self):
+    def bytes_per_parameter(self) -> float:
         return self.total_bytes / max(1, self.parameters)
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
         return {
             "optimizer": self.optimizer,
@@ -94,7 +96,7 @@ class StateReport:
             "uncounted": list(self.uncounted),
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         header = ("variable", "shape", "rule", "slots", "bytes")
         table = [header] + [
             (
@@ -125,7 +127,10 @@ class StateReport:
         return "\n".join(lines)
 
 
-def state_report(optimizer_or_model, variables=None):
+def state_report(
+    optimizer_or_model: keras.optimizers.Optimizer | keras.Model,
+    variables: Sequence[keras.Variable] | None = None,
+) -> StateReport:
     """Reports what an optimizer keeps for every variable.
 
     Works before the first step: nothing is built.

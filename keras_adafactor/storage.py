@@ -7,8 +7,10 @@ in the last place. Signs are packed, eight to a byte.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -52,25 +54,33 @@ class StateSpec:
     refreshed: bool = False
 
     @classmethod
-    def like(cls, shape, storage="float32", **attributes):
+    def like(
+        cls, shape: tuple[int, ...], storage: str = "float32", **attributes: Any
+    ) -> "StateSpec":
         """An entry of the variable's own shape."""
         return cls(shape, tuple(range(len(shape))), storage, **attributes)
 
     @classmethod
-    def along(cls, shape, axes, storage="float32", **attributes):
+    def along(
+        cls,
+        shape: tuple[int, ...],
+        axes: Iterable[int],
+        storage: str = "float32",
+        **attributes: Any,
+    ) -> "StateSpec":
         """An entry that keeps the given axes of the variable."""
         kept = tuple(shape[axis] for axis in axes)
         return cls(kept, tuple(axes), storage, **attributes)
 
     @property
-    def kind(self):
+    def kind(self) -> Any:
         return KINDS.get(self.storage, Plain)
 
-    def arrays(self):
+    def arrays(self) -> dict[str, "Array"]:
         """The arrays that are stored: suffix of the slot's name -> `Array`."""
         return self.kind.arrays(self)
 
-    def decode(self, arrays, dtype):
+    def decode(self, arrays: list[Any], dtype: str) -> Any:
         """What the rule sees.
 
         Args:
@@ -79,7 +89,7 @@ class StateSpec:
         """
         return self.kind.decode(self, arrays, dtype)
 
-    def encode(self, value, t, key):
+    def encode(self, value: Any, t: Any, key: int) -> list[Any]:
         """The tensors to store, from what the rule returned.
 
         Args:

@@ -5,6 +5,8 @@ rule that keeps them, and by `keras_rules` for those of Keras.
 """
 
 import collections
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 
@@ -82,11 +84,11 @@ class WarmStartReport:
     state_bytes: int
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         """Whether no entry of the optimizer is without its statistics."""
         return not any(row.missing for row in self.rows)
 
-    def __str__(self):
+    def __str__(self) -> str:
         header = ("variable", "shape", "carried", "not carried", "not used")
         table = [header] + [
             (
@@ -126,7 +128,13 @@ def _grouped(entries):
     )
 
 
-def warm_start(optimizer, source, variables=None, *, saved_by=None):
+def warm_start(
+    optimizer: keras.optimizers.Optimizer | keras.Model,
+    source: keras.optimizers.Optimizer | keras.Model | str | os.PathLike[str],
+    variables: Sequence[keras.Variable] | None = None,
+    *,
+    saved_by: keras.optimizers.Optimizer | None = None,
+) -> WarmStartReport:
     """Gives an optimizer the state that it would have had by now.
 
     To change the optimizer, or its settings, in the middle of a run: second

@@ -145,3 +145,40 @@ def test_every_argument_is_documented(thing):
     for name in arguments:
         if name not in ("args", "kwargs"):
             assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*:", doc, re.M), name
+
+
+def signatures(thing):
+    """Pairs of name and function, of what a user calls."""
+    if not inspect.isclass(thing):
+        return [(thing.__name__, thing)]
+    members = {
+        name: member.fget if isinstance(member, property) else member
+        for name, member in vars(thing).items()
+    }
+    return [
+        (name, getattr(member, "__func__", member))
+        for name, member in members.items()
+        if inspect.isroutine(getattr(member, "__func__", member))
+        and (name == "__init__" or not name.startswith("_"))
+    ]
+
+
+# Methods that Keras calls, and rules whose types the base class has.
+INHERITED = {
+    *dir(keras.optimizers.Optimizer),
+    *dir(keras.callbacks.Callback),
+    *vars(keras_adafactor.UpdateRule),
+}
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)
+def test_every_public_argument_has_a_type(thing):
+    for name, function in signatures(thing):
+        base = thing is keras_adafactor.UpdateRule or name == "__init__"
+        if name in INHERITED and not base:
+            continue
+        signature = inspect.signature(function)
+        assert signature.return_annotation is not signature.empty, name
+        for parameter in list(signature.parameters.values()):
+            if parameter.name not in ("self", "cls"):
+                assert parameter.annotation is not parameter.empty, name

@@ -31,22 +31,24 @@ class AxisGroups(NamedTuple):
     batch: tuple[int, ...] = ()
 
     @property
-    def factored(self):
+    def factored(self) -> bool:
         return bool(self.rows)
 
-    def row_axes(self, ndim):
+    def row_axes(self, ndim: int) -> tuple[int, ...]:
         """Axes of the variable that the row statistic keeps, in order."""
         return tuple(a for a in range(ndim) if a not in self.cols)
 
-    def col_axes(self, ndim):
+    def col_axes(self, ndim: int) -> tuple[int, ...]:
         """Axes of the variable that the column statistic keeps, in order."""
         return tuple(a for a in range(ndim) if a not in self.rows)
 
-    def within_slice(self, ndim):
+    def within_slice(self, ndim: int) -> tuple[int, ...]:
         """Axes over which one slice extends: all but the batch axes."""
         return tuple(a for a in range(ndim) if a not in self.batch)
 
-    def unless_thin(self, shape, min_dim_size=2):
+    def unless_thin(
+        self, shape: tuple[int, ...], min_dim_size: int = 2
+    ) -> "AxisGroups":
         """These groups; not factored where rows or columns are too few.
 
         Args:

@@ -44,7 +44,7 @@ def merge_neighbours(shape, limit):
     Returns:
         Tuple of ints with the same product.
     """
-    sizes = []
+    sizes: list[int] = []
     for size in shape:
         if sizes and sizes[-1] * size <= limit:
             sizes[-1] *= size

@@ -3,12 +3,17 @@
 import math
 import re
 import warnings
+from typing import Any
 from typing import Unpack
 
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import AxisGroupsChoice
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import Patterns
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
@@ -156,28 +161,28 @@ class Adafactor(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=0.01,
-        beta_2_decay=-0.8,
-        epsilon_1=1e-30,
-        epsilon_2=1e-3,
-        clip_threshold=1.0,
-        relative_step=True,
+        learning_rate: LearningRate = 0.01,
+        beta_2_decay: float = -0.8,
+        epsilon_1: float = 1e-30,
+        epsilon_2: float = 1e-3,
+        clip_threshold: float | None = 1.0,
+        relative_step: bool = True,
         *,
-        warmup_steps=None,
-        multiply_by_parameter_scale=True,
-        max_parameter_scale=None,
-        exclude_from_parameter_scale=None,
-        factored=True,
-        axis_groups="auto",
-        min_dim_size_to_factor=2,
-        beta_2=None,
-        beta_2_cap=None,
-        step_offset=0,
-        beta_1=None,
-        momentum_dtype="float32",
-        record_update_rms=False,
+        warmup_steps: int | None = None,
+        multiply_by_parameter_scale: bool = True,
+        max_parameter_scale: float | None = None,
+        exclude_from_parameter_scale: Patterns = None,
+        factored: bool = True,
+        axis_groups: AxisGroupsChoice = "auto",
+        min_dim_size_to_factor: int = 2,
+        beta_2: float | None = None,
+        beta_2_cap: float | None = None,
+        step_offset: int = 0,
+        beta_1: float | None = None,
+        momentum_dtype: StateDtype = "float32",
+        record_update_rms: bool = False,
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_2_decay = check_number(
             "beta_2_decay", beta_2_decay, below=0.0
@@ -381,7 +386,7 @@ class Adafactor(UpdateRuleOptimizer):
         )
 
     @property
-    def effective_learning_rate(self):
+    def effective_learning_rate(self) -> Any:
         """`rho`, the relative step of the next update: a float32 scalar.
 
         With a float `learning_rate`, `min(learning_rate, 1 / sqrt(t))` after
@@ -390,7 +395,7 @@ class Adafactor(UpdateRuleOptimizer):
         t = ops.cast(self.iterations, "float32") + 1.0
         return self._relative_step(ops.cast(self.learning_rate, "float32"), t)
 
-    def update_rms(self):
+    def update_rms(self) -> dict[str, float]:
         """RMS of every variable's latest update before clipping.
 
         An update is clipped where it is above `clip_threshold`.

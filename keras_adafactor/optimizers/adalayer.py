@@ -6,7 +6,10 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import Patterns
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
@@ -109,17 +112,17 @@ class Adalayer(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=3e-3,
-        beta_1=0.9,
-        beta_2=0.95,
-        epsilon=1e-15,
+        learning_rate: LearningRate = 3e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.95,
+        epsilon: float = 1e-15,
         *,
-        blocks=None,
-        freeze_after=None,
-        keep_adapting=None,
-        momentum_dtype="float32",
+        blocks: dict[str, int | str] | None = None,
+        freeze_after: int | None = None,
+        keep_adapting: Patterns = None,
+        momentum_dtype: StateDtype = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)

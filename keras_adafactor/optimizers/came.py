@@ -5,7 +5,10 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import AxisGroupsChoice
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
@@ -120,19 +123,19 @@ class CAME(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=2e-4,
-        beta_1=0.9,
-        beta_2=0.999,
-        beta_3=0.9999,
-        epsilon_1=1e-30,
-        epsilon_2=1e-16,
-        clip_threshold=1.0,
+        learning_rate: LearningRate = 2e-4,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        beta_3: float = 0.9999,
+        epsilon_1: float = 1e-30,
+        epsilon_2: float = 1e-16,
+        clip_threshold: float | None = 1.0,
         *,
-        debias_beta_3=False,
-        axis_groups="auto",
-        momentum_dtype="float32",
+        debias_beta_3: bool = False,
+        axis_groups: AxisGroupsChoice = "auto",
+        momentum_dtype: StateDtype = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)

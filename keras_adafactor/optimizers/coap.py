@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import replace
+from typing import Literal
 from typing import Unpack
 
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import AxisGroupsChoice
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
@@ -165,26 +169,26 @@ class COAP(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
         *,
-        variant="adamw",
-        rank=None,
-        rank_ratio=4,
-        refresh_every=32,
-        recalibrate_every=5,
-        restore_state=False,
-        scale=1.0,
-        beta_2_decay=-0.8,
-        epsilon_1=1e-30,
-        epsilon_2=1e-3,
-        clip_threshold=1.0,
-        axis_groups="auto",
-        state_dtype="float32",
+        variant: Literal["adamw", "adafactor"] = "adamw",
+        rank: int | None = None,
+        rank_ratio: float = 4,
+        refresh_every: int = 32,
+        recalibrate_every: int = 5,
+        restore_state: bool = False,
+        scale: float = 1.0,
+        beta_2_decay: float = -0.8,
+        epsilon_1: float = 1e-30,
+        epsilon_2: float = 1e-3,
+        clip_threshold: float | None = 1.0,
+        axis_groups: AxisGroupsChoice = "auto",
+        state_dtype: StateDtype = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)
@@ -220,7 +224,7 @@ class COAP(UpdateRuleOptimizer):
     meaning = {"m": ("variant", "beta_1"), "v": ("variant", "beta_2")}
 
     @property
-    def weight_decay_order(self):
+    def weight_decay_order(self) -> str:  # type: ignore[override]
         return "after" if self.variant == "adamw" else "rule"
 
     @property

@@ -1,11 +1,14 @@
 """FAdam (Hwang, 2024)."""
 
+from typing import Literal
 from typing import Unpack
 
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
@@ -110,22 +113,22 @@ class FAdam(UpdateRuleOptimizer):
     weight_decay_order = "rule"
     meaning = {"m": ("beta_1", "fisher_exponent")}
 
-    def __init__(
+    def __init__(  # type: ignore[misc]  # `weight_decay` is of both
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        epsilon_2=0.01,
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        epsilon_2: float = 0.01,
         *,
-        weight_decay=0.1,
-        fisher_exponent=0.5,
-        clip_threshold=1.0,
-        epsilon_mode="latest",
-        mask_decay=False,
-        momentum_dtype="float32",
+        weight_decay: float | None = 0.1,
+        fisher_exponent: float = 0.5,
+        clip_threshold: float | None = 1.0,
+        epsilon_mode: Literal["latest", "paper_v3", "port"] = "latest",
+        mask_decay: bool = False,
+        momentum_dtype: StateDtype = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)

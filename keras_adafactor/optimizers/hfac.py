@@ -5,6 +5,8 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import AxisGroupsChoice
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_number
@@ -100,15 +102,15 @@ class HFac(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-30,
-        clip_threshold=1.0,
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-30,
+        clip_threshold: float | None = 1.0,
         *,
-        axis_groups="auto",
+        axis_groups: AxisGroupsChoice = "auto",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)

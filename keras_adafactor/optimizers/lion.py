@@ -5,7 +5,9 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.functional.moments import Moments
@@ -71,13 +73,13 @@ class Lion(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-4,
-        beta_1=0.9,
-        beta_2=0.99,
+        learning_rate: LearningRate = 1e-4,
+        beta_1: float = 0.9,
+        beta_2: float = 0.99,
         *,
-        momentum_dtype="float32",
+        momentum_dtype: StateDtype = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)

@@ -5,7 +5,9 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
@@ -72,12 +74,12 @@ class Signum(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=3e-4,
-        beta_1=0.9,
+        learning_rate: LearningRate = 3e-4,
+        beta_1: float = 0.9,
         *,
-        momentum_dtype="float32",
+        momentum_dtype: StateDtype = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1, optional=True)
         self.momentum_dtype = check_choice(

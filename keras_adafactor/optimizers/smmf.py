@@ -6,6 +6,7 @@ from typing import Unpack
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
@@ -98,16 +99,16 @@ class SMMF(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        beta_1_growth=0.999,
-        beta_2_decay=-0.5,
-        epsilon=1e-8,
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float | None = 0.9,
+        beta_1_growth: float = 0.999,
+        beta_2_decay: float = -0.5,
+        epsilon: float = 1e-8,
         *,
-        zero_sign=False,
-        reshape_vectors=True,
+        zero_sign: bool = False,
+        reshape_vectors: bool = True,
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1, optional=True)
         self.beta_1_growth = check_number(

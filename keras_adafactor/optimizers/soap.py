@@ -1,11 +1,14 @@
 """SOAP (Vyas et al., 2024)."""
 
+from typing import Literal
 from typing import Unpack
 
 import keras
 from keras import ops
 
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
@@ -121,23 +124,23 @@ class SOAP(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=3e-3,
-        beta_1=0.95,
-        beta_2=0.95,
-        epsilon=1e-8,
+        learning_rate: LearningRate = 3e-3,
+        beta_1: float = 0.95,
+        beta_2: float = 0.95,
+        epsilon: float = 1e-8,
         *,
-        shampoo_beta=None,
-        refresh_every=10,
-        max_precondition_dim=10000,
-        one_sided=False,
-        merge_axes=False,
-        factored=False,
-        precondition_1d=False,
-        normalize_updates=False,
-        momentum_dtype="float32",
-        second_moment_dtype="float32",
+        shampoo_beta: float | None = None,
+        refresh_every: int = 10,
+        max_precondition_dim: int = 10000,
+        one_sided: bool = False,
+        merge_axes: bool = False,
+        factored: bool = False,
+        precondition_1d: bool = False,
+        normalize_updates: bool = False,
+        momentum_dtype: StateDtype = "float32",
+        second_moment_dtype: Literal["float32", "bfloat16"] = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)
@@ -172,7 +175,7 @@ class SOAP(UpdateRuleOptimizer):
         """Axes of the working shape that have a basis."""
         if len(working) == 1 and not self.precondition_1d or 0 in working:
             return []
-        axes = range(len(working))
+        axes = list(range(len(working)))
         if self.one_sided and len(working) > 1:
             axes = [min(axes, key=lambda a: working[a])]
         return [a for a in axes if working[a] <= self.max_precondition_dim]

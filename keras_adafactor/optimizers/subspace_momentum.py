@@ -1,13 +1,17 @@
 """Subspace-Momentum (Nguyen and Nguyen, 2024)."""
 
 from dataclasses import replace
+from typing import Any
+from typing import Literal
 from typing import Unpack
 
 import keras
 from keras import ops
 
 from keras_adafactor import subset_moment
+from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
+from keras_adafactor.arguments import StateDtype
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_integer
@@ -122,20 +126,20 @@ class SubspaceMomentum(UpdateRuleOptimizer):
 
     def __init__(
         self,
-        learning_rate=1e-3,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-6,
+        learning_rate: LearningRate = 1e-3,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-6,
         *,
-        rank=128,
-        refresh_every=200,
-        basis="svd",
-        variant="adam",
-        subsets="heuristic",
-        bias_correction=None,
-        momentum_dtype="float32",
+        rank: int = 128,
+        refresh_every: int = 200,
+        basis: Literal["svd", "random", "top_k", "uniform"] = "svd",
+        variant: Literal["adam", "adagrad"] = "adam",
+        subsets: int | Literal["heuristic"] = "heuristic",
+        bias_correction: bool | None = None,
+        momentum_dtype: StateDtype = "float32",
         **kwargs: Unpack[OptimizerKeywords],
-    ):
+    ) -> None:
         super().__init__(learning_rate, **kwargs)
         self.beta_1 = check_decay("beta_1", beta_1)
         self.beta_2 = check_decay("beta_2", beta_2)
@@ -253,5 +257,5 @@ class SubspaceMomentum(UpdateRuleOptimizer):
         return subset_moment.adopt(moments, shape, *self._statistics, t)
 
     @property
-    def _statistics(self):
+    def _statistics(self) -> tuple[Any, Any, Any, Any]:
         return self.subsets, self.variant, self.beta_1, self.beta_2
