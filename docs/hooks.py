@@ -22,11 +22,6 @@ PAGES = {
     "tpu_scripts.md": "tpu_scripts/README.md",
 }
 PICTURES = "benchmarks/results"
-COPIES = {
-    "LICENSE": "LICENSE",
-    "examples/quickstart.py": "examples/quickstart.py",
-    "examples/finetune_keras_hub.py": "examples/finetune_keras_hub.py",
-}
 
 _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 _COMMENT = re.compile(r"<!--.*?-->\n*", re.DOTALL)
@@ -38,10 +33,9 @@ def on_files(files, config):
         f"{PICTURES}/{path.name}": f"{PICTURES}/{path.name}"
         for path in (ROOT / PICTURES).glob("*.png")
     }
-    for uri, source in (PAGES | COPIES | pictures).items():
-        if (ROOT / source).exists():
-            path = os.fspath(ROOT / source)
-            files.append(File.generated(config, uri, abs_src_path=path))
+    for uri, source in (PAGES | pictures).items():
+        path = os.fspath(ROOT / source)
+        files.append(File.generated(config, uri, abs_src_path=path))
     return files
 
 
@@ -66,6 +60,6 @@ def source_of(uri):
     """The file of the repository that a page of the site is made of."""
     if uri in PAGES:
         return PAGES[uri]
-    if uri in COPIES or uri.startswith(PICTURES):
+    if uri.startswith(PICTURES):
         return uri
     return f"docs/{uri}"
