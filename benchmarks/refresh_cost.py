@@ -8,7 +8,7 @@ turn, beside Adam's. On JAX both are compiled by the TPU compiler too (v5e;
 nothing is executed on a TPU): bytes moved and cycles are those of the
 compiler, which counts the body of a loop once, so that of a decomposition they
 are a lower bound. Writes `results/refresh_cost_<backend>.json` beside this
-file.
+file, and the table of `docs/memory_and_speed.md`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from benchmarks import tables
 from benchmarks.step_time import MODES
 from benchmarks.step_time import make_step
 from keras_adafactor import COAP
@@ -29,6 +30,7 @@ from keras_adafactor import SOAP
 from keras_adafactor import SubspaceMomentum
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "memory_and_speed.md"
 TOPOLOGY = "v5e:2x2"
 # Name -> class, arguments, steps from one refresh to the next.
 OPTIMIZERS = {
@@ -111,6 +113,36 @@ def compiled_for_tpu(shape):
     return figures
 
 
+def load(backend):
+    path = RESULTS / f"refresh_cost_{backend}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def table():
+    """What was measured, of TensorFlow and of JAX, as Markdown."""
+    rows = []
+    for here, there in zip(load("tensorflow"), load("jax"), strict=True):
+        bytes_moved = [
+            f"{there[kind]['bytes_accessed']:.0f}"
+            for kind in ("tpu_ordinary", "tpu_refresh")
+        ]
+        rows.append(
+            [
+                here["optimizer"],
+                str(here["every"]),
+                *(
+                    f"{row['ordinary_ms']:.1f} / {row['refresh_ms']:.1f}"
+                    for row in (here, there)
+                ),
+                *(f"{row['mean_over_adam']:.1f}" for row in (here, there)),
+                " / ".join(bytes_moved),
+            ]
+        )
+    header = ["ordinary / refresh", "every", "ms, TensorFlow", "ms, JAX"]
+    header += ["mean over Adam, TensorFlow", "JAX", "bytes moved on a TPU"]
+    return tables.markdown(header, rows)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -169,6 +201,9 @@ def main():
         + "\n"
     )
     print(f"written to {path}")
+    if load("tensorflow") and load("jax"):
+        page = PAGE.read_text()
+        PAGE.write_text(tables.replaced(page, "refresh", table()))
 
 
 if __name__ == "__main__":
