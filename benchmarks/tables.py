@@ -1,11 +1,12 @@
 """Tables in Markdown files, written from data and checked against it.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`, with
+an empty line on both sides: the site takes what follows for a part of it else.
 """
 
 import re
 
-_BLOCK = r"(<!-- table: {name} -->\n)(.*?)(<!-- end of table -->)"
+_BLOCK = r"(<!-- table: {name} -->\n\n)(.*?)(\n<!-- end of table -->)"
 
 
 def markdown(header, rows):

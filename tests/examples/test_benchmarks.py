@@ -78,7 +78,7 @@ def test_optimizers_compared_are_those_of_the_example():
 
 
 def test_table_is_replaced_where_it_stands():
-    text = "a\n<!-- table: x -->\n| 1 |\n<!-- end of table -->\nb\n"
+    text = "a\n<!-- table: x -->\n\n| 1 |\n\n<!-- end of table -->\nb\n"
     table = tables.markdown(["p", "q"], [["1", "2"]])
     assert table == "| p | q |\n| --- | --- |\n| 1 | 2 |\n"
     assert tables.written(text, "x") == "| 1 |\n"
