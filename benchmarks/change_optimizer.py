@@ -8,35 +8,30 @@ weights it goes on with Adam, with Adafactor that starts from nothing, and with
 Adafactor after `keras_adafactor.warm_start`: as its recipe has it, and with
 Adam's own learning rates. Prints, of three seeds, the largest rise of the
 validation loss above its value at the change, and the BLEU at the end. Writes
-`results/change_optimizer_<corpus>.json` and `.png` beside this file, after each
-run: the same command goes on where it was stopped.
+`results/change_optimizer_<corpus>.json` beside this file after each run, and a
+`.png` after the last: the same command goes on where it was stopped.
 """
 
-import argparse
 import dataclasses
-import json
-import pathlib
 import statistics
 
 from matplotlib.figure import Figure
 
 import keras_adafactor
+from benchmarks.family import RESULTS
 from benchmarks.family import SEEDS
-from benchmarks.family import SETTINGS
 from benchmarks.family import Run
 from benchmarks.family import configure
-from benchmarks.family import write
+from benchmarks.family import corpus_parser
+from benchmarks.family import parse
+from benchmarks.family import read_runs
+from benchmarks.family import write_runs
 from examples.translation.optimizers import build_optimizer
 from examples.translation.optimizers import rate_or_schedule
 from examples.translation.termination import Termination
 from examples.translation.train import prepared
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 STEPS, CHANGE, EVERY = 450, 150, 10
-
-
-def _adam(config):
-    return build_optimizer(config)
 
 
 def _recipe(config):
@@ -55,8 +50,8 @@ def _with_adams_rates(config):
 
 # Name -> optimizer of the configuration, and whether it starts warm.
 WAYS = {
-    "Adam goes on": (_adam, True),
-    "Adam, statistics gone": (_adam, False),
+    "Adam goes on": (build_optimizer, True),
+    "Adam, statistics gone": (build_optimizer, False),
     "Adafactor, cold": (_recipe, False),
     "Adafactor, warm": (_recipe, True),
     "Adafactor, Adam's rates, cold": (_with_adams_rates, False),
@@ -119,7 +114,7 @@ def run_seed(options, seed, results, path):
                 "bleu": scores["test"]["bleu"],
             }
         )
-        write(path, {"corpus": options.corpus, "runs": results})
+        write_runs(path, options.corpus, results)
         print(f"seed {seed}  {way}: {_row(results[-1])}", flush=True)
 
 
@@ -168,17 +163,9 @@ def plot(results, title, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--corpus", choices=SETTINGS, default="synthetic")
-    parser.add_argument("--text_dir", help="of --corpus multi30k")
-    parser.add_argument("--work_dir", default="runs/change_optimizer")
-    options = parser.parse_args()
-    if (options.corpus == "synthetic") == bool(options.text_dir):
-        parser.error("--text_dir goes with --corpus multi30k, and only so")
+    options = parse(corpus_parser(__doc__, "runs/change_optimizer"))
     path = RESULTS / f"change_optimizer_{options.corpus}.json"
-    results = json.loads(path.read_text())["runs"] if path.exists() else []
+    results = read_runs(path)
     for seed in SEEDS:
         run_seed(options, seed, results, path)
     for way in WAYS:

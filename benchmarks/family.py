@@ -24,6 +24,7 @@ import time
 from typing import NamedTuple
 
 from examples.translation import report
+from examples.translation.checkpoint import write_atomically
 from examples.translation.config import TranslationConfig
 from examples.translation.errors import UserError
 from examples.translation.optimizers import OPTIMIZERS as RECIPES
@@ -225,7 +226,7 @@ def describe(measured):
 
 def run_all(options, path):
     """Does all that is wanted, and writes each result as it comes."""
-    results = json.loads(path.read_text())["runs"] if path.exists() else []
+    results = read_runs(path)
     # A worker has one core; several of them keep all busy.
     os.environ |= {
         "TF_NUM_INTRAOP_THREADS": "1",
@@ -264,29 +265,45 @@ def run_all(options, path):
                 del running[future]
                 results.append(future.result())
                 print(describe(results[-1]), flush=True)
-            write(path, {"corpus": options.corpus, "runs": results})
+            write_runs(path, options.corpus, results)
 
 
-def write(path, data):
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(data, indent=1) + "\n")
-    unfinished.replace(path)
+def read_runs(path):
+    """The runs that were written to a file of results; none without it."""
+    return json.loads(path.read_text())["runs"] if path.exists() else []
 
 
-def main():
+def write_runs(path, corpus, runs):
+    data = {"corpus": corpus, "runs": runs}
+    write_atomically(path, json.dumps(data, indent=1) + "\n")
+
+
+def corpus_parser(description, work_dir):
+    """A parser of the arguments that say what to train on, and where."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--corpus", choices=SETTINGS, default="synthetic")
     parser.add_argument("--text_dir", help="of --corpus multi30k")
-    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--work_dir", default="runs/family")
+    parser.add_argument("--work_dir", default=work_dir)
+    return parser
+
+
+def parse(parser):
+    """The arguments of a `corpus_parser`, checked."""
     options = parser.parse_args()
     if (options.corpus == "synthetic") == bool(options.text_dir):
         parser.error("--text_dir goes with --corpus multi30k, and only so")
-    path = RESULTS / f"family_{options.corpus}.json"
-    run_all(options, path)
+    return options
+
+
+def main():
+    parser = corpus_parser(__doc__, "runs/family")
+    parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parse(parser)
+    run_all(options, RESULTS / f"family_{options.corpus}.json")
     print("python -m benchmarks.family_report draws and writes what was found")
 
 

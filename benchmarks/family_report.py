@@ -7,7 +7,6 @@ beside this file, and writes the tables of `docs/which_optimizer.md`.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 
@@ -19,6 +18,7 @@ from benchmarks.family import RESULTS
 from benchmarks.family import SEEDS
 from benchmarks.family import SETTINGS
 from benchmarks.family import final_loss
+from benchmarks.family import read_runs
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "which_optimizer.md"
 TITLES = {
@@ -167,8 +167,7 @@ def plot_bleu(results, title, path):
 
 
 def load(corpus):
-    path = RESULTS / f"family_{corpus}.json"
-    return json.loads(path.read_text())["runs"] if path.exists() else []
+    return read_runs(RESULTS / f"family_{corpus}.json")
 
 
 def main():

@@ -49,9 +49,8 @@ class KeptVariable:
 
     def stored(self, name):
         """The slots of an entry."""
-        spec = self.specs[name]
-        return {name + suffix: self.slots[name + suffix]
-                for suffix in spec.arrays()}  # fmt: skip
+        names = [name + suffix for suffix in self.specs[name].arrays()]
+        return {slot: self.slots[slot] for slot in names}
 
     def decoded(self, name):
         return self.specs[name].decode(

@@ -13,6 +13,7 @@ import keras
 from matplotlib.figure import Figure
 
 from examples.translation.checkpoint import numpy_dtype
+from keras_adafactor.tables import lines_of_table
 
 HISTORY_COLUMNS = (
     "step",
@@ -208,18 +209,9 @@ def format_scores(scores):
                     f"{score['exact_match']:.1f} %",
                 )
             )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
     return "\n".join(
         [
-            *lines,
+            *lines_of_table(rows, right_aligned=4),
             f"BLEU {score['bleu_signature']}",
             f"chrF {score['chrf_signature']}",
         ]

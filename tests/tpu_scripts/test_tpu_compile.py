@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import keras_adafactor
+from benchmarks.refresh_cost import fixed
 from examples.translation.config import TranslationConfig
 from examples.translation.layers import FeedForward
 from examples.translation.losses import SmoothedCrossEntropy
@@ -527,13 +528,8 @@ EXCHANGES = {
 @only_jax
 @pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
 def test_sharded_step_of_every_optimizer_exchanges_no_weight(row):
-    class Ordinary(row.make):
-        """With no refresh in it."""
-
-        def is_refresh_due(self, count):
-            return keras.ops.convert_to_tensor(False)
-
-    row = dataclasses.replace(row, make=Ordinary)
+    # With no refresh in it.
+    row = dataclasses.replace(row, make=fixed(row.make, due=False))
     _, found = sharded_optimizer_step(lambda: row.optimizer(**row.on_tpu))
     assert arrays(found) == EXCHANGES[row.name]
     smallest = 4 * math.prod(SHAPES["heads"])
