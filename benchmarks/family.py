@@ -27,6 +27,8 @@ from examples.translation import report
 from examples.translation.checkpoint import write_atomically
 from examples.translation.config import TranslationConfig
 from examples.translation.errors import UserError
+from examples.translation.evaluate import read_pairs
+from examples.translation.evaluate import translate_pairs
 from examples.translation.optimizers import OPTIMIZERS as RECIPES
 from examples.translation.termination import Termination
 from examples.translation.train import prepared
@@ -70,6 +72,7 @@ SETTINGS = {
 # XLA takes minutes to compile their decompositions for a CPU.
 WITHOUT_XLA = ("subspace_momentum", "coap", "soap")
 POINTS_OF_A_CURVE = 10
+TEST_SENTENCES = 500
 
 
 class Run(NamedTuple):
@@ -150,9 +153,6 @@ def configure(run, corpus, text_dir, work_dir):
         keep_checkpoints=1,
         average_checkpoints=1,
         bleu_every=0,
-        bleu_sentences=1,
-        test_sentences=500,
-        sample_sentences=0,
     )
 
 
@@ -191,11 +191,9 @@ def train(run, corpus, text_dir, work_dir):
             "versions": report.versions(),
         }
         if run.scored and not diverged:
-            scores = job.finish()["scores"]["final"]
-            measured["scores"] = {
-                split: {name: score[name] for name in ("bleu", "chrf")}
-                for split, score in scores.items()
-            }
+            pairs = read_pairs(job.corpus, "test", TEST_SENTENCES)
+            score = translate_pairs(job.translator, pairs).score()
+            measured["scores"] = {"bleu": score.bleu, "chrf": score.chrf}
     measured["seconds"] = time.monotonic() - began
     return measured
 

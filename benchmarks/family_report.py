@@ -63,7 +63,7 @@ def finals(results):
 
 def bleu(run):
     """BLEU of the test sentences; 0 for a run that diverged."""
-    return run["scores"].get("test", {}).get("bleu", 0.0)
+    return run["scores"].get("bleu", 0.0)
 
 
 def bytes_a_parameter(run):
