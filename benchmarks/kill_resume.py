@@ -4,18 +4,19 @@
 
 The run is a small one of `examples.translation`, in a process of its own, for
 each of plain TensorFlow, TensorFlow's MirroredStrategy over 2 devices of the
-CPU, and JAX' ModelParallel over 8. It gets SIGKILL and is started again with
-the same command, until it has been killed often enough and may finish. Kills
-take turns:
+CPU, JAX' ModelParallel over 8, and two processes of JAX that train together, of
+which one is killed and the other has to end by itself. It gets SIGKILL and is
+started again with the same command, until it has been killed often enough and
+may finish. Kills take turns:
 
 - at a random time in its start, or after one to three checkpoints and a random
   part of the time between two,
 - in the middle of writing a checkpoint, when its folder is there, or in turn
-  one of its files. The process is stopped (SIGSTOP), the folder looked at, and
-  if it still has its unfinished name the process is killed, else continued.
+  one of the three parts. The run is stopped (SIGSTOP), the folder looked at,
+  and if it still has its unfinished name the run is killed, else continued.
 
-After every kill each checkpoint with the name of a whole one is held against
-its manifest, and the next process must say that it continues from the newest.
+After every kill each checkpoint with the name of a whole one is read, and the
+next process must say that it continues from the newest.
 At the end weights, slots, seeds, step and losses must be those of the run left
 alone, bit for bit.
 
@@ -30,7 +31,6 @@ Takes twelve minutes of processor time; writes a table to stdout and
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -40,16 +40,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 
-import numpy as np
-
-from examples.translation.checkpoint import ARRAYS
-from examples.translation.checkpoint import MANIFEST
-from examples.translation.checkpoint import STATE
+from examples.translation.checkpoint import GROUPS
+from examples.translation.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "kill_resume.json"
@@ -80,8 +78,9 @@ FLAGS = {
     "max_decode_length": 2,
 }
 
-# What of a checkpoint must be there for a kill: only the folder, or a file.
-PARTS = ("", ARRAYS, STATE, MANIFEST)
+# What of a checkpoint must be there for a kill: only the folder, or a part.
+PARTS = ("", *GROUPS, "description")
+UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +90,7 @@ class Setting:
     backend: str
     flags: dict
     devices: str
+    processes: int = 1
 
 
 SETTINGS = {
@@ -105,7 +105,93 @@ SETTINGS = {
         {"virtual_devices": 8, "model_parallel": 2},
         "ModelParallel over 8 cpu devices",
     ),
+    "two_processes": Setting(
+        "jax",
+        {"virtual_devices": 2},
+        "DataParallel over 4 cpu devices of 2 processes",
+        processes=2,
+    ),
 }
+# Seconds in which the others must have ended when one is killed.
+ENDS_WITHIN = 180
+
+
+class Processes:
+    """What one command starts, on each of so many hosts; used as a `Popen`.
+
+    Args:
+        command: List of strings.
+        environment: Dict.
+        log: Path of what the first one prints; others have a number more.
+        count: How many.
+        victim: Index of the one that `kill` kills.
+
+    Attributes:
+        seconds_to_end: How long the others went on after a kill.
+    """
+
+    def __init__(self, command, environment, log, count, victim):
+        if count > 1:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
+            environment = environment | {
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"localhost:{port}",
+                "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
+            }
+        self._all = []
+        for index in range(count):
+            name = log.with_name(f"{log.name}.{index}") if index else log
+            with open(name, "w") as file:
+                self._all.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env=environment
+                        | {"KERAS_DISTRIBUTION_PROCESS_ID": str(index)},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        self._victim = self._all[victim]
+        self.seconds_to_end = None
+
+    @property
+    def returncode(self):
+        """Of the victim, if it was killed; else the worst."""
+        if self._victim.returncode == -signal.SIGKILL:
+            return -signal.SIGKILL
+        return max((p.returncode for p in self._all), key=abs)
+
+    def poll(self):
+        """`None` while one of them runs."""
+        if None in [process.poll() for process in self._all]:
+            return None
+        return self.returncode
+
+    def send_signal(self, number):
+        for process in self._all:
+            process.send_signal(number)
+
+    def kill(self):
+        self._victim.kill()
+        self.send_signal(signal.SIGCONT)
+
+    def wait(self):
+        """Waits until all have ended by themselves.
+
+        Raises:
+            RuntimeError: They have not, in `ENDS_WITHIN` seconds.
+        """
+        began = time.monotonic()
+        try:
+            for process in self._all:
+                left = began + ENDS_WITHIN - time.monotonic()
+                process.wait(max(left, 0.0))
+        except subprocess.TimeoutExpired as error:
+            self.send_signal(signal.SIGKILL)
+            raise RuntimeError("One was killed, and others went on.") from error
+        self.seconds_to_end = time.monotonic() - began
 
 
 class Run:
@@ -141,22 +227,27 @@ class Run:
             "JAX_COMPILATION_CACHE_DIR": str(shared / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
+        self.processes = setting.processes
         self.logs = []
         self.killed = False
+        self.seconds_to_end = None
         self._left_over = set()
 
     def start(self):
-        """Starts a process; its output goes to a new file of `logs`."""
+        """Starts the run; what it prints goes to a new file of `logs`.
+
+        Returns:
+            `Processes`, of which another one is the victim each time.
+        """
         self._left_over = self._unfinished()
         self.logs.append(self.folder / f"log-{len(self.logs):02d}")
-        with open(self.logs[-1], "w") as log:
-            return subprocess.Popen(
-                self.command,
-                cwd=ROOT,
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        return Processes(
+            self.command,
+            self.environment,
+            self.logs[-1],
+            self.processes,
+            len(self.logs) % self.processes,
+        )
 
     def finish(self):
         """Runs a process to its end.
@@ -200,15 +291,14 @@ class Run:
         return names - self._left_over
 
     def _unfinished(self):
-        prefix = ".unfinished-step-"
-        return {name for name in self._names() if name.startswith(prefix)}
+        return {name for name in self._names() if UNFINISHED in name}
 
     def steps(self):
         """Steps of the checkpoints with a final name, ascending."""
         return sorted(
-            int(name.removeprefix("step-"))
+            int(name.removeprefix("step_"))
             for name in self._names()
-            if name.startswith("step-")
+            if re.fullmatch(r"step_\d+", name)
         )
 
     def newest(self):
@@ -216,7 +306,15 @@ class Run:
         return max(self.steps(), default=0)
 
     def path(self, step):
-        return self.checkpoints / f"step-{step:08d}"
+        return self.checkpoints / f"step_{step:08d}"
+
+    def is_whole(self, step):
+        """Whether a checkpoint can be read and is what was written."""
+        try:
+            Checkpoints.of(self.checkpoints).arrays(step)
+        except (KeyError, OSError, ValueError):
+            return False
+        return True
 
     def continued_from(self):
         """Step that the last process says it continues from, or `None`."""
@@ -259,7 +357,7 @@ def kill_in_write(run, skip, part):
             for name in run.writing() - passed:
                 if len(passed) < skip:
                     passed.add(name)
-                elif (run.checkpoints / name / part).exists():
+                elif list((run.checkpoints / name).glob(f"{part}*")):
                     process.send_signal(signal.SIGSTOP)
                     if name in run.writing():
                         return
@@ -277,21 +375,9 @@ def killed(run):
         process.kill()
         process.wait()
     run.killed = process.returncode == -signal.SIGKILL
+    run.seconds_to_end = process.seconds_to_end
     if process.returncode != 0 and not run.killed:
         raise run.broken()
-
-
-def is_whole(path):
-    """Whether a checkpoint is byte for byte what its manifest says."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        return set(manifest) == {ARRAYS, STATE} and all(
-            hashlib.sha256((path / name).read_bytes()).hexdigest()
-            == entry["sha256"]
-            for name, entry in manifest.items()
-        )
-    except (OSError, ValueError):
-        return False
 
 
 def kill_and_resume(run, kills, draw, start, between):
@@ -330,13 +416,14 @@ def kill_and_resume(run, kills, draw, start, between):
             {
                 "aim": aim,
                 "killed": run.killed,
+                "seconds_to_end": round(run.seconds_to_end or 0.0, 1),
                 "in_write": bool(run.writing()),
                 "continued_from": continued,
                 # Killed before it has trained, it may not have said so.
                 "wrong_resume": continued != (newest or None)
                 and (trained or continued is not None),
                 "half_checkpoints": sum(
-                    not is_whole(run.path(step)) for step in run.steps()
+                    not run.is_whole(step) for step in run.steps()
                 ),
                 "newest": run.newest(),
                 "steps_lost_at_most": run.interval
@@ -353,14 +440,15 @@ def kill_and_resume(run, kills, draw, start, between):
 def contents(run):
     """What must be equal: step, every array's bits, and the losses."""
     step = run.newest()
-    path = run.path(step)
-    description = json.loads((path / STATE).read_text())
-    with np.load(path / ARRAYS) as arrays:
-        found = {
-            f"{group} {variable[0]}": arrays[f"{group}/{index}"].tobytes()
-            for group, variables in description["variables"].items()
-            for index, variable in enumerate(variables)
-        }
+    checkpoints = Checkpoints.of(run.checkpoints)
+    description = checkpoints.describe(step)
+    found = {
+        f"{group} {variable[0]}": array.tobytes()
+        for group, arrays in checkpoints.arrays(step).items()
+        for variable, array in zip(
+            description["variables"][group], arrays, strict=True
+        )
+    }
     times = ("seconds", "tokens_per_second")
     history = [
         {name: value for name, value in row.items() if name not in times}
@@ -379,22 +467,17 @@ def differences(one, other):
     )
 
 
-def double_a_statistic(path):
-    """Doubles an element of a slot, fits the manifest, returns the name."""
-    description = json.loads((path / STATE).read_text())
+def double_a_statistic(run, step):
+    """Doubles an element of a slot in a checkpoint, returns the name."""
+    checkpoints = Checkpoints.of(run.checkpoints)
+    description = checkpoints.describe(step)
+    arrays = checkpoints.arrays(step)
     names = [variable[0] for variable in description["variables"]["optimizer"]]
     index = next(i for i, n in enumerate(names) if n.endswith("_v_row"))
-    with np.load(path / ARRAYS) as arrays:
-        values = dict(arrays)
-    values[f"optimizer/{index}"].flat[0] *= 2
-    np.savez(path / ARRAYS, **values)
-    manifest = json.loads((path / MANIFEST).read_text())
-    data = (path / ARRAYS).read_bytes()
-    manifest[ARRAYS] = {
-        "size": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    arrays["optimizer"][index] = arrays["optimizer"][index].copy()
+    arrays["optimizer"][index].flat[0] *= 2
+    checkpoints.write(step, arrays, description)
+    checkpoints.wait()
     return names[index]
 
 
@@ -413,7 +496,7 @@ def control(straight, run):
     oldest, *others = run.steps()
     for step in others:
         shutil.rmtree(run.path(step))
-    double_a_statistic(run.path(oldest))
+    double_a_statistic(run, oldest)
     first, second = run.finish()
     if run.continued_from() != oldest:
         raise RuntimeError("The control did not continue.")

@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 
 from absl import flags
 
@@ -238,6 +239,26 @@ def _quiet_libraries():
 
 def main(argv):
     """Runs a command line and returns its exit status."""
+    status = 1
+    try:
+        status = _main(argv)
+    except Exception:
+        traceback.print_exc()
+    if status and _is_joined():
+        # In order, the processes would wait for one another before they end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _is_joined():
+    """Whether this process trains together with others."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _main(argv):
     try:
         run(*parse(argv))
         sys.stdout.flush()

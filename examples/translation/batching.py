@@ -253,6 +253,20 @@ class Batch:
     shape: tuple[int, int]
 
 
+def part_of(batch: Batch, index: int, count: int) -> Batch:
+    """The rows that process `index` of `count` feeds, end to end a batch."""
+    rows, length = batch.shape
+    size = rows // count
+    first, last = np.searchsorted(
+        batch.rows, (index * size, (index + 1) * size)
+    )
+    return Batch(
+        batch.pairs[first:last],
+        batch.rows[first:last] - index * size,
+        (size, length),
+    )
+
+
 class Plan(abc.ABC):
     """The endless sequence of training batches.
 
@@ -429,9 +443,7 @@ def make_plan(
         )
 
     def shape(length):
-        if batch_size is not None:
-            return batch_size, length
-        rows = tokens_per_batch // length // multiple_of * multiple_of
+        rows = rows_of(length, tokens_per_batch, batch_size, multiple_of)
         if not rows:
             raise UserError(
                 f"--tokens_per_batch must be at least {length * multiple_of:,}:"
@@ -459,6 +471,13 @@ def make_plan(
     return BucketPlan(
         encoded.lengths, [shape(length) for length in bucket_lengths], seed
     )
+
+
+def rows_of(length, tokens_per_batch, batch_size, multiple_of):
+    """Rows of a batch of rows of so many tokens; see `make_plan`."""
+    if batch_size is not None:
+        return batch_size
+    return tokens_per_batch // length // multiple_of * multiple_of
 
 
 def _bucket_of(lengths, bucket_lengths):
@@ -545,13 +564,14 @@ def train_dataset(
     *,
     start_step: int = 0,
     steps: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """The batches of a run from `start_step` on.
 
     Element k is that of a dataset started at 0, k + `start_step`. Shapes are
     static if the plan has only one; with several, a dimension that differs
-    between them is `None` in `element_spec`. Batches are global: `fit` hands
-    each replica its part.
+    between them is `None` in `element_spec`. `fit` hands each replica of a
+    process its part.
 
     Args:
         encoded: What `plan` was made of.
@@ -560,13 +580,15 @@ def train_dataset(
         steps: Number of batches; `None` for no end. Every iterator starts over,
             so for `fit` with more than one epoch leave this and give
             `steps_per_epoch`.
+        part: Index of this process and number of processes; of each batch it
+            gets the rows of `part_of`.
     """
 
     def generate():
         batches = itertools.islice(plan.batches_from(start_step), steps)
-        return (assemble(encoded, batch) for batch in batches)
+        return (assemble(encoded, part_of(batch, *part)) for batch in batches)
 
-    return _dataset(generate, plan.shapes, steps)
+    return _dataset(generate, plan.shapes, steps, part)
 
 
 def eval_batches(
@@ -592,15 +614,22 @@ def eval_batches(
 
 
 def eval_dataset(
-    encoded: EncodedSplit, batch_size: int, bucket_lengths: tuple[int, ...]
+    encoded: EncodedSplit,
+    batch_size: int,
+    bucket_lengths: tuple[int, ...],
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """`eval_batches` without the row indices, for validation in `fit`."""
+    """`eval_batches` without the row indices, for validation in `fit`.
+
+    `part` is that of `train_dataset`.
+    """
     plan = _eval_plan(encoded, batch_size, bucket_lengths)
 
     def generate():
-        return (assemble(encoded, batch) for batch in plan)
+        return (assemble(encoded, part_of(batch, *part)) for batch in plan)
 
-    return _dataset(generate, {batch.shape for batch in plan}, len(plan))
+    shapes = {batch.shape for batch in plan}
+    return _dataset(generate, shapes, len(plan), part)
 
 
 def _eval_plan(encoded, batch_size, bucket_lengths):
@@ -616,8 +645,10 @@ def _chunks(indices, size):
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def _dataset(generate, shapes, count):
+def _dataset(generate, shapes, count, part):
+    _, parts = part
     rows, lengths = (set(sizes) for sizes in zip(*shapes, strict=True))
+    rows = {size // parts for size in rows}
     shape = [
         sizes.pop() if len(sizes) == 1 else None for sizes in (rows, lengths)
     ]

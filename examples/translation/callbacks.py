@@ -66,7 +66,7 @@ class StopOnTermination(keras.callbacks.Callback):
         self.save = save
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.termination.requested:
+        if self.termination.stops_before_step():
             if batch:
                 self.save(
                     self.model,

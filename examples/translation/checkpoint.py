@@ -1,33 +1,42 @@
-"""Checkpoints that a kill at any moment cannot spoil.
+"""Checkpoints that a kill at any moment cannot spoil, written by Orbax.
 
-A checkpoint is a directory `step-00000400` with
+A checkpoint is a directory `step_00000400` with
 
-    arrays.npz      every model and optimizer variable, bit for bit
-    state.json      step, history, and what the arrays are called
-    manifest.json   size and SHA-256 of the other two
+    model/         every variable of the model, bit for bit
+    optimizer/     every variable of the optimizer
+    description/   step, history, what the variables are called, their sums
 
-It is written under another name, synced to disk and then renamed, so that a
-directory with the final name is whole. Random state needs no file of its own:
-dropout seeds are model variables, and the batches follow from the step.
+Orbax writes it in the background under another name, each process its own
+parts, and gives it the final name when it is whole. It can be read by another
+number of processes or devices. Random state needs no file of its own: dropout
+seeds are model variables, and the batches follow from the step.
 """
 
+import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
-import re
-import shutil
+import zlib
 
+import jax
 import keras
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 from absl import logging
 
 from examples.translation.errors import UserError
 
-ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"
-_STEP_NAME = re.compile(r"step-(\d{8,})")
+if keras.backend.backend() != "jax":
+    # Orbax asks JAX for the processes; the accelerator is another's.
+    jax.config.update("jax_platforms", "cpu")
+
+GROUPS = ("model", "optimizer")
+_TOLD, _CRC = "description", "crc32"
+_NAMES = ocp.path.step.standard_name_format(
+    step_prefix="step", step_format_fixed_length=8
+)
 _UNFINISHED = ".unfinished-"
 
 
@@ -59,11 +68,29 @@ class TrainingState:
         return len(self.history) - 1 - self.best_interval() >= patience
 
 
+@dataclasses.dataclass(frozen=True)
+class _Preserved(ocp.checkpoint_managers.PreservationPolicy):
+    """The newest of those at an interval, and the newest of all."""
+
+    interval: int
+    keep: int
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        regular = [
+            step
+            for step in steps
+            if step % self.interval == 0 or step == steps[-1]
+        ]
+        return [step in regular[-self.keep :] for step in steps]
+
+
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, used by all of its processes alike.
 
     Args:
-        directory: Where they live; created when missing.
+        directory: Where they live; a local path, or one of an object store
+            such as `gs://bucket/run`.
         interval: Steps between two checkpoints. One at another step, that an
             interruption caused, is kept only while it is the newest.
         keep: Number of newest checkpoints to keep.
@@ -72,52 +99,65 @@ class Checkpoints:
     """
 
     def __init__(self, directory, *, interval, keep, identity):
-        self.directory = pathlib.Path(directory)
-        self.interval = interval
-        self.keep = keep
+        self._open(
+            directory,
+            identity,
+            preservation_policy=_Preserved(interval, keep),
+            cleanup_tmp_directories=True,
+        )
+
+    @classmethod
+    def of(cls, directory):
+        """Opens those that another process may be writing, to read only."""
+        checkpoints = cls.__new__(cls)
+        checkpoints._open(directory, {}, create=False)
+        return checkpoints
+
+    def _open(self, directory, identity, **options):
+        if "://" not in str(directory):
+            directory = os.path.abspath(directory)
         self.identity = identity
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._remove_unfinished()
+        self._manager = ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                step_name_format=_NAMES, **options
+            ),
+        )
 
     def steps(self):
         """Returns the steps that have a whole checkpoint, ascending."""
-        return sorted(
-            int(match[1])
-            for path in self.directory.iterdir()
-            if (match := _STEP_NAME.fullmatch(path.name)) and _is_whole(path)
-        )
+        self.wait()
+        return sorted(self._manager.all_steps())
 
     def path(self, step):
         """Returns the directory of the checkpoint of `step`."""
-        return self.directory / f"step-{step:08d}"
+        return self._manager.directory / _NAMES.build_name(step)
 
     def check_identity(self):
         """Raises `UserError` if the checkpoints are of another run."""
         for step in self.steps():
-            self._check_identity(self.path(step))
+            # What is damaged is not continued either.
+            with contextlib.suppress(*_DAMAGES):
+                self._check_identity(step, self.describe(step))
 
     def save(self, model, optimizer, state):
         """Writes a checkpoint and removes those no longer kept.
+
+        Returns when the values have been taken; they are written meanwhile.
 
         Args:
             model: Built model.
             optimizer: Built optimizer.
             state: `TrainingState` to go with them.
+
+        Raises:
+            OSError: This one or the one before could not be written.
         """
-        final = self.path(state.step)
-        unfinished = self.directory / f"{_UNFINISHED}{final.name}"
-        unfinished.mkdir()
         groups = _groups(model, optimizer)
-        with open(unfinished / ARRAYS, "wb") as file:
-            np.savez(
-                file,
-                **{
-                    f"{group}/{index}": _to_storable(variable)
-                    for group, variables in groups.items()
-                    for index, variable in enumerate(variables)
-                },
-            )
-            _sync_file(file)
+        values = {
+            group: [_value(variable) for variable in variables]
+            for group, variables in groups.items()
+        }
         description = {
             "identity": self.identity,
             "training": dataclasses.asdict(state),
@@ -126,17 +166,45 @@ class Checkpoints:
                 for group, variables in groups.items()
             },
         }
-        write_synced(unfinished / STATE, _to_json(description))
-        manifest = {
-            name: _size_and_hash(unfinished / name) for name in (ARRAYS, STATE)
-        }
-        write_synced(unfinished / MANIFEST, _to_json(manifest))
-        _sync_directory(unfinished)
-        if final.exists():
-            self._remove(final)
-        os.rename(unfinished, final)
-        _sync_directory(self.directory)
-        self._prune()
+        self.write(state.step, values, description)
+
+    def write(self, step, values, description):
+        """Writes the values and the description of a checkpoint.
+
+        Args:
+            step: Its step.
+            values: Dict of lists of arrays, as of `arrays`.
+            description: Dict, as of `describe`.
+        """
+        sums = {group: _sums(values[group]) for group in GROUPS}
+        description = description | {"sums": sums}
+        self.wait()
+        with _as_os_error():
+            if step in self._manager.all_steps():
+                # It was found to be damaged.
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{
+                        group: ocp.args.StandardSave(values[group])
+                        for group in GROUPS
+                    },
+                    description=ocp.args.JsonSave(
+                        {_TOLD: description, _CRC: _crc(description)}
+                    ),
+                ),
+                force=True,
+            )
+
+    def wait(self):
+        """Returns when what was saved is written.
+
+        Raises:
+            OSError: It could not be.
+        """
+        with _as_os_error():
+            self._manager.wait_until_finished()
 
     def restore(self, model, optimizer):
         """Puts the newest intact checkpoint into the variables.
@@ -154,23 +222,28 @@ class Checkpoints:
             UserError: The checkpoint is of another run, or its variables are
                 not those of `model` and `optimizer`.
         """
+        groups = _groups(model, optimizer)
         for step in reversed(self.steps()):
-            path = self.path(step)
-            if not _is_intact(path):
-                logging.warning("%s is damaged and is not used.", path)
+            try:
+                description = self.describe(step)
+                self._check_identity(step, description)
+                values = {
+                    group: self._restore(step, description, group, variables)
+                    for group, variables in groups.items()
+                }
+            except _DAMAGES as error:
+                logging.warning(
+                    "%s is damaged and is not used: %s",
+                    self.path(step),
+                    _first_words(error),
+                )
                 continue
-            self._check_identity(path)
-            description = json.loads((path / STATE).read_text())
-            groups = _groups(model, optimizer)
             for group, variables in groups.items():
-                _check_variables(path, group, variables, description)
-            with np.load(path / ARRAYS) as arrays:
-                for group, variables in groups.items():
-                    for index, variable in enumerate(variables):
-                        value = arrays[f"{group}/{index}"]
-                        variable.assign(_from_storable(value, variable.dtype))
-            training = description["training"]
-            return TrainingState(training["step"], training["history"])
+                for variable, value in zip(
+                    variables, values[group], strict=True
+                ):
+                    variable.assign(value)
+            return TrainingState(**description["training"])
         return None
 
     def load_weights(self, model, steps):
@@ -182,113 +255,117 @@ class Checkpoints:
             model: Built model.
             steps: Non-empty list of steps that have a checkpoint.
         """
-        means = [np.float64(0.0)] * len(model.variables)
-        for step in steps:
-            path = self.path(step)
-            description = json.loads((path / STATE).read_text())
-            _check_variables(path, "model", model.variables, description)
-            with np.load(path / ARRAYS) as arrays:
-                for index, variable in enumerate(model.variables):
-                    value = _from_storable(
-                        arrays[f"model/{index}"], variable.dtype
-                    )
-                    if keras.backend.is_float_dtype(variable.dtype):
-                        value = means[index] + value.astype("float64") / len(
-                            steps
-                        )
-                    means[index] = value
-        for variable, mean in zip(model.variables, means, strict=True):
+        variables = model.variables
+        means = [None] * len(variables)
+        for number, step in enumerate(steps, start=1):
+            values = self._restore(
+                step, self.describe(step), "model", variables
+            )
+            for index, value in enumerate(values):
+                if number > 1 and keras.backend.is_float_dtype(
+                    variables[index].dtype
+                ):
+                    mean = means[index]
+                    value = value.astype("float32")
+                    value = mean + (value - mean) / number
+                means[index] = value
+        for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean.astype(numpy_dtype(variable.dtype)))
 
-    def _check_identity(self, path):
-        saved = json.loads((path / STATE).read_text())["identity"]
+    def describe(self, step):
+        """Returns the description of a checkpoint, a dict.
+
+        Raises:
+            ValueError: It is damaged; also KeyError or OSError.
+        """
+        written = self._manager.restore(
+            step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
+        )["description"]
+        if _crc(written[_TOLD]) != written[_CRC]:
+            raise ValueError("its description is another")
+        return written[_TOLD]
+
+    def arrays(self, step):
+        """Returns what a checkpoint holds: group -> list of NumPy arrays.
+
+        Raises:
+            ValueError: It is damaged; also KeyError or OSError.
+        """
+        description = self.describe(step)
+        return {
+            group: self._read(
+                step,
+                description,
+                group,
+                [
+                    np.empty(shape, numpy_dtype(dtype))
+                    for _, shape, dtype in description["variables"][group]
+                ],
+            )
+            for group in GROUPS
+        }
+
+    def _restore(self, step, description, group, variables):
+        """The values of a group, laid out as its variables."""
+        _check_variables(self.path(step), group, variables, description)
+        return self._read(step, description, group, map(_template, variables))
+
+    def _read(self, step, description, group, templates):
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{group: ocp.args.StandardRestore(list(templates))}
+            ),
+        )
+        # Orbax notices a file that is cut or missing, not one that is
+        # changed.
+        if _sums(restored[group]) != description["sums"][group]:
+            raise ValueError(f"the sums of its {group} are others")
+        return restored[group]
+
+    def _check_identity(self, step, description):
         for name, value in self.identity.items():
-            if saved.get(name) != value:
+            saved = description["identity"].get(name)
+            if saved != value:
                 raise UserError(
-                    f"{path} cannot be continued: its {name} is "
-                    f"{saved.get(name)}, this run's is {value}. Use another "
+                    f"{self.path(step)} cannot be continued: its {name} is "
+                    f"{saved}, this run's is {value}. Use another "
                     "--run_dir, or the settings of that run."
                 )
 
-    def _prune(self):
-        steps = self.steps()
-        regular = [
-            step
-            for step in steps
-            if step % self.interval == 0 or step == steps[-1]
-        ]
-        for step in set(steps) - set(regular[-self.keep :]):
-            self._remove(self.path(step))
 
-    def _remove(self, path):
-        # Renamed first: a deletion cut short must not leave half a
-        # checkpoint under a whole one's name.
-        doomed = self.directory / f"{_UNFINISHED}removed-{path.name}"
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
-
-    def _remove_unfinished(self):
-        for path in self.directory.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(path)
+# What reading a damaged checkpoint raises.
+_DAMAGES = (KeyError, OSError, ValueError)
 
 
-def write_synced(path, text):
-    """Writes a text file and waits until it is on the disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        _sync_file(file)
+@contextlib.contextmanager
+def _as_os_error():
+    """Raises what Orbax says of a full disk, and the like, as `OSError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(_first_words(error)) from error
+
+
+def _first_words(error):
+    """What is said before Orbax' specification of all that it did."""
+    return str(error).partition(" [")[0]
 
 
 def write_atomically(path, text):
     """Replaces a text file so that a reader sees the old or the new one."""
     path = pathlib.Path(path)
     unfinished = path.with_name(f"{_UNFINISHED}{path.name}")
-    write_synced(unfinished, text)
+    with open(unfinished, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(unfinished, path)
-    _sync_directory(path.parent)
-
-
-def _to_json(value):
-    return json.dumps(value, indent=1) + "\n"
-
-
-def _sync_file(file):
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_directory(path):
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _size_and_hash(path):
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _is_whole(path):
-    """Whether the manifest and the files it lists are there, full size."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        return all(
-            (path / name).stat().st_size == entry["size"]
-            for name, entry in manifest.items()
-        )
-    except (OSError, ValueError):
-        return False
-
-
-def _is_intact(path):
-    """Whether the files are also byte for byte what was written."""
-    manifest = json.loads((path / MANIFEST).read_text())
-    return all(
-        _size_and_hash(path / name) == entry for name, entry in manifest.items()
-    )
 
 
 def numpy_dtype(dtype):
@@ -296,17 +373,47 @@ def numpy_dtype(dtype):
     return np.dtype(getattr(ml_dtypes, dtype, dtype))
 
 
-def _to_storable(variable):
-    """Returns the value; types unknown to numpy as integers of their bits."""
-    value = np.asarray(keras.ops.convert_to_numpy(variable))
-    if value.dtype.isbuiltin != 1:
-        value = value.view(f"u{value.dtype.itemsize}")
-    return value
+def _value(variable):
+    """What Orbax takes: an array of JAX, however laid out, or of NumPy."""
+    if keras.backend.backend() == "jax":
+        return variable.value
+    # A copy: it is written while the training goes on.
+    return np.array(keras.ops.convert_to_numpy(variable))
 
 
-def _from_storable(value, dtype):
-    dtype = numpy_dtype(dtype)
-    return value if value.dtype == dtype else value.view(dtype)
+def _template(variable):
+    """What Orbax is to make of an array: the type, shape and layout."""
+    if keras.backend.backend() == "jax":
+        value = variable.value
+        return jax.ShapeDtypeStruct(
+            value.shape, value.dtype, sharding=value.sharding
+        )
+    return np.empty(variable.shape, numpy_dtype(variable.dtype))
+
+
+def _sums(values):
+    """A sum of the bits of each array; one changed bit changes it.
+
+    It is the same for every layout over devices and processes.
+    """
+    if all(isinstance(value, np.ndarray) for value in values):
+        return [int(_sum(value)) for value in values]
+    return [int(number) for number in jax.jit(_sum_each)(values)]
+
+
+def _sum_each(values):
+    return [_sum(value) for value in values]
+
+
+def _sum(value):
+    if value.dtype == bool:
+        value = value.astype("uint8")
+    bits = 8 * value.dtype.itemsize
+    return value.view(f"uint{bits}").sum(dtype=f"uint{max(bits, 32)}")
+
+
+def _crc(description):
+    return zlib.crc32(json.dumps(description, sort_keys=True).encode())
 
 
 def _groups(model, optimizer):

@@ -239,6 +239,12 @@ class TranslationConfig:
     )
 
     # Checkpoints.
+    checkpoint_dir: str | None = _field(
+        None,
+        "Directory of the checkpoints, which every host must see; gs:// too. "
+        "Default: checkpoints/ in the run's.",
+        changes_run=False,
+    )
     checkpoint_every: int = _field(
         200, "Steps between validations and checkpoints.", minimum=1
     )

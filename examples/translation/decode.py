@@ -244,24 +244,60 @@ def compile_search(model, **options):
             run = tf.function(search, jit_compile=host_has_xla())
     elif keras.backend.backend() == "jax":
 
-        @jax.jit
         def stateless_search(values, source_ids):
             mapping = zip(model.variables, values, strict=True)
             with keras.StatelessScope(state_mapping=mapping):
                 return search(source_ids)
 
+        stateless_search, parts = _shared_out(stateless_search)
+
         def run(source_ids):
             values = [variable.value for variable in model.variables]
-            return stateless_search(values, source_ids)
+            rows = len(source_ids)
+            filled = np.pad(source_ids, ((0, -rows % parts), (0, 0)))
+            return [
+                np.asarray(found)[:rows]
+                for found in stateless_search(values, filled)
+            ]
 
     else:
         run = search
 
     def compiled(source_ids):
-        ids, scores = run(ops.convert_to_tensor(source_ids, dtype="int32"))
+        ids, scores = run(np.asarray(source_ids, "int32"))
         return ops.convert_to_numpy(ids), ops.convert_to_numpy(scores)
 
     return compiled
+
+
+def _shared_out(search):
+    """Compiles a stateless search so that each device takes part of the rows.
+
+    All processes give it the same rows, do their parts, and get all results.
+
+    Returns:
+        The compiled function, and what the number of rows must be a multiple
+        of.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return jax.jit(search), 1
+    mesh = distribution.device_mesh.backend_mesh
+    axis = distribution.batch_dim_name
+    everywhere = jax.sharding.PartitionSpec()
+    part = jax.sharding.PartitionSpec(axis)
+    # Over this axis no search needs another's rows; how weights are split
+    # over others is left to the compiler.
+    search = jax.shard_map(
+        search,
+        mesh=mesh,
+        in_specs=(everywhere, part),
+        out_specs=part,
+        axis_names={axis},
+        check_vma=False,
+    )
+    replicated = jax.sharding.NamedSharding(mesh, everywhere)
+    return jax.jit(search, out_shardings=replicated), mesh.shape[axis]
 
 
 class Translator:

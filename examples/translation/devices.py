@@ -4,11 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import json
 import os
 
 import keras
+import numpy as np
 
 from examples.translation.errors import UserError
+from examples.translation.errors import notice
 from examples.translation.layouts import model_parallel as lay_out
 
 
@@ -22,12 +25,20 @@ class Devices:
         strategy: `tf.distribute.Strategy`, or `None`.
         mirrored: Whether `strategy` is a `MirroredStrategy`, not a
             `TPUStrategy`.
+        process: Index of this process among those that train together.
+        processes: Their number.
+        part: Which part of each batch this process feeds, of how many.
+        joined: Whether JAX tells the processes of one another.
     """
 
     description: str
     replicas: int = 1
     strategy: object | None = None
     mirrored: bool = False
+    process: int = 0
+    processes: int = 1
+    part: tuple[int, int] = (0, 1)
+    joined: bool = False
 
     @property
     def on_tpu(self):
@@ -84,6 +95,7 @@ def _tensorflow(strategy, virtual_devices, model_parallel):
             "KERAS_BACKEND=tensorflow"
         )
 
+    _refuse_several_hosts()
     version = f"TensorFlow {tf.__version__}, Keras {keras.version()}"
     if virtual_devices > 1:
         (cpu, *_) = tf.config.list_physical_devices("CPU")
@@ -162,12 +174,12 @@ def _jax(strategy, virtual_devices, model_parallel):
                 jax.config.update("jax_num_cpu_devices", virtual_devices)
         except RuntimeError as error:
             raise _too_late(virtual_devices) from error
-    if jax.process_count() > 1:
+    _join_processes()
+    processes = jax.process_count()
+    if processes > 1 and strategy == "default":
         raise UserError(
-            "The example trains in one process: it feeds whole batches and "
-            "writes whole checkpoints. Received: "
-            f"{jax.process_count()} processes of jax.distributed. A model over "
-            "several hosts needs keras.callbacks.OrbaxCheckpoint."
+            "--strategy default is one device; it cannot go with several "
+            f"processes. Received: {processes} processes"
         )
     platform = jax.default_backend()
     version = f"JAX {jax.__version__}, Keras {keras.version()}"
@@ -177,33 +189,123 @@ def _jax(strategy, virtual_devices, model_parallel):
             f"type {platform}."
         )
     count = jax.device_count()
+    described = f"{count} {platform} devices, {version}"
+    if processes > 1:
+        described = f"{count} {platform} devices of {processes} processes, "
+        described += version
+    # The devices of a process side by side: its rows of a batch are, too.
+    devices = [
+        f"{device.platform}:{device.id}"
+        for device in sorted(
+            jax.devices(), key=lambda device: (device.process_index, device.id)
+        )
+    ]
     if model_parallel > 1:
-        return _jax_model_parallel(
-            model_parallel, count, f"{platform} devices, {version}"
+        if count % model_parallel:
+            raise UserError(
+                "--model_parallel must divide the number of devices, which is "
+                f"{described}. Received: {model_parallel}"
+            )
+        distribution = lay_out(devices, model_parallel)
+        replicas = count // model_parallel
+        described = (
+            f"ModelParallel over {described}: mesh (data {replicas}, model "
+            f"{model_parallel})"
         )
-    if strategy == "mirrored" or (strategy != "default" and count > 1):
-        distribution = keras.distribution.DataParallel()
-        keras.distribution.set_distribution(distribution)
+    elif strategy == "mirrored" or (strategy != "default" and count > 1):
+        distribution = keras.distribution.DataParallel(devices=devices)
+        replicas = count
+        described = f"DataParallel over {described}"
+    else:
         return Devices(
-            f"DataParallel over {count} {platform} devices, {version}", count
+            f"one {platform} device, {version}",
+            joined=jax.distributed.is_initialized(),
         )
-    return Devices(f"one {platform} device, {version}")
-
-
-def _jax_model_parallel(size, count, devices):
-    if count % size:
-        raise UserError(
-            "--model_parallel must divide the number of devices, which is "
-            f"{count}: {devices}. Received: {size}"
-        )
-    distribution = lay_out(keras.distribution.list_devices(), size)
+    # Each process reads its own part of the data.
+    distribution.auto_shard_dataset = False
     keras.distribution.set_distribution(distribution)
-    replicas = count // size
     return Devices(
-        f"ModelParallel over {count} {devices}: mesh (data {replicas}, model "
-        f"{size})",
+        described,
         replicas,
+        process=jax.process_index(),
+        processes=processes,
+        part=(distribution.data_shard_id, min(processes, replicas)),
+        joined=jax.distributed.is_initialized(),
     )
+
+
+def gathered(variables):
+    """Returns the whole values of variables as NumPy arrays.
+
+    All processes must call it, also those that have no use for them.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return [keras.ops.convert_to_numpy(variable) for variable in variables]
+    import jax  # noqa: PLC0415
+
+    everywhere = jax.sharding.NamedSharding(
+        distribution.device_mesh.backend_mesh, jax.sharding.PartitionSpec()
+    )
+    copy = jax.jit(lambda values: values, out_shardings=everywhere)
+    return list(map(np.asarray, copy([v.value for v in variables])))
+
+
+@contextlib.contextmanager
+def undistributed():
+    """Creates variables for this process alone, on one device."""
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
+
+
+def _join_processes():
+    """Joins the processes that a launcher has started, if it has several.
+
+    Keras' variables and JAX' say where they are; on a TPU, and under Slurm or
+    Open MPI, JAX finds them itself.
+    """
+    import jax  # noqa: PLC0415
+
+    if jax.distributed.is_initialized():
+        return
+    named = any(map(os.environ.get, _ADDRESSES))
+    several = any(int(os.environ.get(name, 1)) > 1 for name in _COUNTS)
+    if not (named or several or _tpu_is_attached()):
+        return
+    # On a CPU two programs at once may each wait for the other's processes.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    try:
+        keras.distribution.initialize()
+    except (ValueError, RuntimeError) as error:
+        if named or several or len(_tpu_hosts()) > 1:
+            raise UserError(
+                f"The processes could not be joined: {error}"
+            ) from error
+        notice(f"Training on this host alone: {error}")
+
+
+_ADDRESSES = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "JAX_COORDINATOR_ADDRESS")
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+def _tpu_hosts():
+    return os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+
+
+def _refuse_several_hosts():
+    hosts = _tpu_hosts()
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    hosts = max(hosts, cluster.get("worker", []), key=len)
+    if len(hosts) > 1:
+        raise UserError(
+            "With TensorFlow the example trains on one host. On several, run "
+            "the same command with KERAS_BACKEND=jax on each of them. "
+            f"Received: {len(hosts)} hosts, {', '.join(hosts)}"
+        )
 
 
 def _too_late(virtual_devices):

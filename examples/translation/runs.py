@@ -57,6 +57,11 @@ def run_directory(config, kind):
     )
 
 
+def checkpoint_directory(config, run_dir):
+    """Returns where the checkpoints of a run are; not always a local path."""
+    return config.checkpoint_dir or str(run_dir / "checkpoints")
+
+
 def existing_run_directory(config):
     """Returns the directory of the run that a configuration describes."""
     if config.run_dir:
@@ -88,12 +93,7 @@ def load_run(run_dir, overrides):
     if (run_dir / "model.keras").exists():
         model = keras.models.load_model(run_dir / "model.keras", compile=False)
     else:
-        checkpoints = Checkpoints(
-            run_dir / "checkpoints",
-            interval=config.checkpoint_every,
-            keep=config.keep_checkpoints,
-            identity={},
-        )
+        checkpoints = Checkpoints.of(checkpoint_directory(config, run_dir))
         if not checkpoints.steps():
             raise UserError(f"The run in {run_dir} has no checkpoint yet.")
         model = build_run_model(config, tokenizer)
@@ -205,9 +205,12 @@ def build_translator(config, tokenizer, model, most_sentences=None):
     )
 
 
-def check_same_run(config, run_dir):
-    """Raises `UserError` if the directory holds a run of another kind."""
-    if any((run_dir / "checkpoints").glob("step-*")):
+def check_same_run(config, run_dir, checkpoints):
+    """Raises `UserError` if the directory holds a run of another kind.
+
+    Another host may have no copy of what the first has written there.
+    """
+    if checkpoints.steps() and (run_dir / "config.json").exists():
         _refuse(config.conflicts(_read_config(run_dir)), run_dir)
 
 
@@ -224,10 +227,16 @@ def _refuse(conflicts, run_dir):
 
 
 @contextlib.contextmanager
-def locked(run_dir):
-    """Makes and holds the directory, until the process ends however it does."""
+def locked(run_dir, process=0):
+    """Makes and holds the directory, until the process ends however it does.
+
+    Of processes that train together, the first holds it for all.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        if process:
+            yield
+            return
         file = open(run_dir / ".lock", "w")
     except OSError as error:
         raise UserError(

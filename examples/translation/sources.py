@@ -7,6 +7,7 @@ are, and a fingerprint that changes when the sentences do.
 
 import contextlib
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import html
@@ -356,12 +357,15 @@ def _synthetic_corpus(data_dir, direction, train_size):
     # Named by content: another grammar or size never reads this one's files.
     sizes = grammar.SIZES | {"train": train_size or grammar.SIZES["train"]}
     content = fingerprint(grammar.fingerprint(), sizes)
-    builder = SyntheticTranslate(
-        data_dir=root / "cache" / f"synthetic-{content}", train_size=train_size
-    )
+    directory = root / "cache" / f"synthetic-{content}"
+
+    def build():
+        return SyntheticTranslate(data_dir=directory, train_size=train_size)
+
+    builder = build()
     _check_direction(builder, direction)
     if not is_prepared(builder):
-        _prepare_synthetic(builder)
+        builder = _prepare_synthetic(build, directory)
     return _builder_corpus(
         builder,
         direction,
@@ -371,21 +375,36 @@ def _synthetic_corpus(data_dir, direction, train_size):
     )
 
 
-def _prepare_synthetic(builder):
-    notice(f"Writing the synthetic corpus to {builder.data_dir} ...")
+def _prepare_synthetic(build, directory):
     tfds.disable_progress_bar()
     try:
-        # tfds announces a download whatever the builder does.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
+        with _alone(directory):
+            # Another process may have been first; a builder looks only once.
+            builder = build()
+            if not is_prepared(builder):
+                notice(f"Writing the synthetic corpus to {directory} ...")
+                # tfds announces a download whatever the builder does.
+                with contextlib.redirect_stdout(io.StringIO()):
+                    builder.download_and_prepare()
+            return builder
     except OSError as error:
-        # tfds writes beside and renames: another process may have been first.
-        if not is_prepared(builder):
-            raise UserError(
-                f"Cannot write the synthetic corpus to {builder.data_dir}: "
-                f"{error}\n"
-                "  Pass a directory that can be written as --data_dir."
-            ) from error
+        raise UserError(
+            f"Cannot write the synthetic corpus to {directory}: {error}\n"
+            "  Pass a directory that can be written as --data_dir."
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(directory):
+    """Waits until no other process that sees the directory is in here."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if "://" in str(directory):
+        # No store of objects has locks; the worst is work done twice.
+        yield
+        return
+    with open(directory / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 # --- Parallel text files ---

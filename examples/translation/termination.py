@@ -28,6 +28,7 @@ class Termination:
     def __init__(self):
         self.requested = 0
         self._deferred = False
+        self._agreed = False
 
     def __enter__(self):
         self._previous = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
@@ -52,11 +53,32 @@ class Termination:
         if self.requested:
             raise Terminated(self.requested)
 
+    def agree(self):
+        """Leaves it to JAX to agree on a step, for processes that train
+        together: its handler of SIGTERM tells the others.
+        """
+        self._agreed = True
+        self._steps = 0
+
+    def stops_before_step(self):
+        """Whether to stop now; asked by all processes before each step."""
+        if not self._agreed:
+            return bool(self.requested)
+        from jax.experimental import multihost_utils  # noqa: PLC0415
+
+        self._steps += 1
+        if multihost_utils.reached_preemption_sync_point(self._steps):
+            self.requested = self.requested or signal.SIGTERM
+            return True
+        return False
+
     def _receive(self, signal_number, frame):
         impatient = self.requested and signal_number == signal.SIGINT
         self.requested = signal_number
         if impatient or not self._deferred:
             raise Terminated(signal_number)
+        if self._agreed:
+            signal.raise_signal(signal.SIGTERM)
         if signal_number == signal.SIGINT:
             # Not by print, which may be what the signal has interrupted.
             os.write(2, _HINT)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 
@@ -18,6 +19,8 @@ from examples.translation.checkpoint import Checkpoints
 from examples.translation.checkpoint import TrainingState
 from examples.translation.checkpoint import write_atomically
 from examples.translation.devices import choose_devices
+from examples.translation.devices import gathered
+from examples.translation.devices import undistributed
 from examples.translation.errors import UserError
 from examples.translation.errors import notice
 from examples.translation.evaluate import evaluate_splits
@@ -32,6 +35,7 @@ from examples.translation.optimizers import describe_optimizer
 from examples.translation.runs import build_run_model
 from examples.translation.runs import build_translator
 from examples.translation.runs import check_same_run
+from examples.translation.runs import checkpoint_directory
 from examples.translation.runs import load_initial_weights
 from examples.translation.runs import locked
 from examples.translation.runs import open_corpus
@@ -79,38 +83,67 @@ def prepared(config):
         config.strategy, config.virtual_devices, config.model_parallel
     )
     check_devices(config, devices)
-    corpus = open_corpus(config)
-    run_dir = run_directory(config, corpus.kind)
-    with locked(run_dir), explained(run_dir):
-        check_same_run(config, run_dir)
-        tokenizer = run_tokenizer(config, corpus, run_dir)
-        check_vocabulary(config, tokenizer)
-        checkpoints = Checkpoints(
-            run_dir / "checkpoints",
-            interval=config.checkpoint_every,
-            keep=config.keep_checkpoints,
-            identity={
-                "corpus fingerprint": corpus.fingerprint,
-                "vocabulary fingerprint": tokenizer.fingerprint,
-                "backend": keras.backend.backend(),
-                "number of replicas": devices.replicas,
-            },
+    with silent_unless_first(devices):
+        corpus = open_corpus(config)
+        run_dir = run_directory(config, corpus.kind)
+        with locked(run_dir, devices.process), explained(run_dir):
+            yield open_job(config, run_dir, corpus, devices)
+
+
+def open_job(config, run_dir, corpus, devices):
+    """Returns the `Job` of a locked directory; its settings are written."""
+    tokenizer = run_tokenizer(config, corpus, run_dir)
+    check_vocabulary(config, tokenizer)
+    checkpoints = Checkpoints(
+        checkpoint_directory(config, run_dir),
+        interval=config.checkpoint_every,
+        keep=config.keep_checkpoints,
+        identity={
+            "corpus fingerprint": corpus.fingerprint,
+            "vocabulary fingerprint": tokenizer.fingerprint,
+            "backend": keras.backend.backend(),
+            "rows of a batch": [
+                batching.rows_of(
+                    length,
+                    config.tokens_per_batch,
+                    config.batch_size,
+                    devices.replicas,
+                )
+                for length in config.bucket_lengths
+            ],
+        },
+    )
+    check_same_run(config, run_dir, checkpoints)
+    checkpoints.check_identity()
+    done = max(checkpoints.steps(), default=0)
+    if config.steps < done:
+        raise UserError(
+            f"--steps must be at least the {done:,} that the run in "
+            f"{run_dir} has done. Received: {config.steps:,}"
         )
-        checkpoints.check_identity()
-        done = max(checkpoints.steps(), default=0)
-        if config.steps < done:
-            raise UserError(
-                f"--steps must be at least the {done:,} that the run in "
-                f"{run_dir} has done. Received: {config.steps:,}"
-            )
+    if devices.process == 0:
         write_atomically(run_dir / "config.json", config.to_json())
         tokenizer.save(run_dir / "tokenizer.model")
-        print(f"run directory: {run_dir}")
-        print(f"data: {corpus.name}")
-        print(f"devices: {devices.description}")
-        print(f"optimizer: {describe_optimizer(config)}")
-        print(config.to_json(), flush=True)
-        yield Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
+    print(f"run directory: {run_dir}")
+    print(f"data: {corpus.name}")
+    print(f"devices: {devices.description}")
+    print(f"optimizer: {describe_optimizer(config)}")
+    print(config.to_json(), flush=True)
+    return Job(config, run_dir, corpus, tokenizer, devices, checkpoints)
+
+
+@contextlib.contextmanager
+def silent_unless_first(devices):
+    """Leaves talking to the first process; what it raises, each one tells."""
+    if devices.process == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -204,34 +237,43 @@ class Job:
             config.bucket_lengths[-1:]
             if self.devices.on_tpu
             else config.bucket_lengths,
+            self.devices.part,
         )
+        if self.devices.joined:
+            termination.agree()
         hooks = self._callbacks(termination)
         every = config.checkpoint_every
         with termination.deferred():
-            while self.state.step < config.steps and not self.state.has_stalled(
-                config.patience
-            ):
-                # Keras' epochs are the intervals between checkpoints. The
-                # first may be the rest of one that SIGTERM cut short, the
-                # last may be shorter.
-                step = self.state.step
-                length = min(every - step % every, config.steps - step)
-                count = (config.steps - step) // every if length == every else 1
-                self.model.fit(
-                    batching.train_dataset(
-                        self.training_data,
-                        self.plan,
-                        start_step=step,
-                        steps=None,
-                    ),
-                    initial_epoch=step // every,
-                    epochs=step // every + count,
-                    steps_per_epoch=length,
-                    validation_data=validation,
-                    callbacks=hooks,
-                    shuffle=False,
-                    verbose=0,
-                )
+            try:
+                while (
+                    self.state.step < config.steps
+                    and not self.state.has_stalled(config.patience)
+                ):
+                    # Keras' epochs are the intervals between checkpoints. The
+                    # first may be the rest of one that SIGTERM cut short, the
+                    # last may be shorter.
+                    step = self.state.step
+                    length = min(every - step % every, config.steps - step)
+                    count = (
+                        (config.steps - step) // every if length == every else 1
+                    )
+                    self.model.fit(
+                        batching.train_dataset(
+                            self.training_data,
+                            self.plan,
+                            start_step=step,
+                            part=self.devices.part,
+                        ),
+                        initial_epoch=step // every,
+                        epochs=step // every + count,
+                        steps_per_epoch=length,
+                        validation_data=validation,
+                        callbacks=hooks,
+                        shuffle=False,
+                        verbose=0,
+                    )
+            finally:
+                self.checkpoints.wait()
         if self.state.has_stalled(config.patience):
             notice(
                 f"Stopped after step {self.state.step:,}: the validation loss "
@@ -241,11 +283,15 @@ class Job:
     def _callbacks(self, termination):
         config, state = self.config, self.state
 
+        first = self.devices.process == 0
+
         def save(model, state):
             self.checkpoints.save(model, model.optimizer, state)
-            write_atomically(
-                self.run_dir / "history.csv", report.history_csv(state.history)
-            )
+            if first:
+                write_atomically(
+                    self.run_dir / "history.csv",
+                    report.history_csv(state.history),
+                )
 
         samples = None
         if config.bleu_every:
@@ -269,13 +315,14 @@ class Job:
             samples,
             callbacks.RecordHistory(state),
             callbacks.SaveCheckpoint(state, save),
-            callbacks.WriteTensorBoard(
+            first
+            and callbacks.WriteTensorBoard(
                 self.run_dir / "tensorboard" / self.corpus.kind,
                 state,
                 samples,
                 config.sample_sentences,
             ),
-            progress(state, config.steps),
+            first and progress(state, config.steps),
             callbacks.StopEarly(state, config.patience),
         ]
         return [hook for hook in hooks if hook]
@@ -302,6 +349,8 @@ class Job:
                 self._save_model()
         self.checkpoints.load_weights(self.model, candidates["final"])
         metrics = self._metrics(translations, validation_bleu, chosen)
+        if self.devices.process:
+            return metrics
         write_atomically(
             self.run_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n"
         )
@@ -330,9 +379,17 @@ class Job:
         return candidates
 
     def _save_model(self):
+        values = gathered(self.model.variables)
+        if self.devices.process:
+            return
         path = self.run_dir / "model.keras"
         unfinished = path.with_name(".unfinished-model.keras")
-        self.model.save(unfinished, include_optimizer=False)
+        with undistributed():
+            # Another model: of this one, a process may hold only a part.
+            model = build_run_model(self.config, self.tokenizer)
+            for variable, value in zip(model.variables, values, strict=True):
+                variable.assign(value)
+            model.save(unfinished)
         unfinished.replace(path)
 
     def _metrics(self, translations, validation_bleu, chosen):

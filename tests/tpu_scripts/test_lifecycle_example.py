@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from examples.translation.checkpoint import Checkpoints
 from tests.tpu_scripts.cloud import Cloud
 from tests.tpu_scripts.cloud import make_repository
 
@@ -17,7 +18,6 @@ TRAIN = (
     "--test_sentences 5 --bleu_every 0 --keep_checkpoints 2 "
     "--average_checkpoints 1 --run_dir "
 )
-LAST = "checkpoints/step-00000030/arrays.npz"
 
 
 @pytest.mark.skipif(
@@ -38,7 +38,10 @@ def test_preempted_example_ends_as_the_uninterrupted_one(tmp_path):
     }
     run = cloud.start("run")
     cloud.wait_for(
-        lambda: "checkpoints/step-00000010/manifest.json" in cloud.copied(), 300
+        lambda: (
+            "checkpoints/step_00000010/description/metadata" in cloud.copied()
+        ),
+        300,
     )
     cloud.fault("preempt")
     assert "PREEMPTED. Retry 1 of 5" in cloud.finish(run, seconds=600)
@@ -53,10 +56,10 @@ def test_preempted_example_ends_as_the_uninterrupted_one(tmp_path):
         check=True,
         capture_output=True,
     )
-    with (
-        np.load(plain / LAST) as expected,
-        np.load(cloud.laptop / "results/run-1/run" / LAST) as received,
-    ):
-        assert set(expected) == set(received)
-        for name in expected:
-            np.testing.assert_array_equal(expected[name], received[name])
+    expected, received = (
+        Checkpoints.of(run_dir / "checkpoints").arrays(30)
+        for run_dir in (plain, cloud.laptop / "results/run-1/run")
+    )
+    for group, arrays in expected.items():
+        for one, other in zip(arrays, received[group], strict=True):
+            np.testing.assert_array_equal(one, other)

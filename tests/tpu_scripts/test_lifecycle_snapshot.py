@@ -157,8 +157,9 @@ def test_machine_that_restored_nothing_saves_nothing(tmp_path, project):
 
 def test_unfinished_files_are_left_out(machine, tmp_path):
     machine.write(config="a")
-    (machine.directory / ".unfinished-step-2").mkdir()
-    (machine.directory / ".unfinished-step-2/weights").write_text("half")
+    for name in (".unfinished-step-2", "step_2.orbax-checkpoint-tmp"):
+        (machine.directory / name).mkdir()
+        (machine.directory / name / "weights").write_text("half")
     (machine.directory / ".lock").touch()
     machine.snapshots.save()
     assert Machine(tmp_path / "second").files() == {"config": "a"}

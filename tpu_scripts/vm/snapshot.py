@@ -143,7 +143,13 @@ class Snapshots:
         for folder, folders, names in os.walk(
             self.directory, onerror=_raise, followlinks=False
         ):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            # A checkpoint has this name until it is whole.
+            folders[:] = [
+                name
+                for name in folders
+                if not name.startswith(".")
+                and ".orbax-checkpoint-tmp" not in name
+            ]
             paths += [
                 os.path.relpath(os.path.join(folder, name), self.directory)
                 for name in names

@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_message(finished_run, tmp_path):
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"The run in {tmp_path / 'run'} was stopped: ")
-    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
 def test_one_translation_prints_nothing_else(finished_run, tmp_path):

@@ -9,8 +9,7 @@ import keras
 import pytest
 
 from benchmarks import kill_resume
-from examples.translation.checkpoint import ARRAYS
-from examples.translation.checkpoint import MANIFEST
+from examples.translation.checkpoint import GROUPS
 
 SETTING = kill_resume.SETTINGS[
     {"tensorflow": "tensorflow", "jax": "model_parallel"}[
@@ -53,18 +52,18 @@ def test_a_difference_in_one_slot_is_seen(straight, data_dir, tmp_path):
     run = new_run(data_dir, tmp_path)
     shutil.copytree(straight.run_dir, run.run_dir)
     assert kill_resume.differences(straight, run) == []
-    changed = kill_resume.double_a_statistic(run.path(STEPS))
-    assert kill_resume.is_whole(run.path(STEPS))
+    changed = kill_resume.double_a_statistic(run, STEPS)
+    assert run.is_whole(STEPS)
     assert kill_resume.differences(straight, run) == [f"optimizer {changed}"]
 
 
-@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
-def test_half_a_checkpoint_is_seen(straight, tmp_path, name):
-    shutil.copytree(straight.path(STEPS), tmp_path / "step")
-    assert kill_resume.is_whole(tmp_path / "step")
-    content = (tmp_path / "step" / name).read_bytes()
-    (tmp_path / "step" / name).write_bytes(content[: len(content) // 2])
-    assert not kill_resume.is_whole(tmp_path / "step")
+@pytest.mark.parametrize("part", [*GROUPS, "description"])
+def test_half_a_checkpoint_is_seen(straight, data_dir, tmp_path, part):
+    run = new_run(data_dir, tmp_path)
+    shutil.copytree(straight.run_dir, run.run_dir)
+    assert run.is_whole(STEPS)
+    shutil.rmtree(run.path(STEPS) / part)
+    assert not run.is_whole(STEPS)
 
 
 def test_a_bad_row_does_not_pass():

@@ -14,8 +14,7 @@ import sacrebleu
 
 from examples.translation import runs
 from examples.translation import train as job
-from examples.translation.checkpoint import ARRAYS
-from examples.translation.checkpoint import STATE
+from examples.translation.checkpoint import Checkpoints
 from examples.translation.devices import Devices
 from examples.translation.errors import UserError
 from examples.translation.synthetic import grammar
@@ -28,10 +27,13 @@ TIMES = ("seconds", "tokens_per_second")
 
 def checkpoint(run_dir, step=20):
     """All bits of a checkpoint, and its history without the times."""
-    path = pathlib.Path(run_dir) / "checkpoints" / f"step-{step:08d}"
-    with np.load(path / ARRAYS) as arrays:
-        values = {name: arrays[name].tobytes() for name in arrays.files}
-    description = json.loads((path / STATE).read_text())
+    checkpoints = Checkpoints.of(pathlib.Path(run_dir) / "checkpoints")
+    description = checkpoints.describe(step)
+    values = {
+        f"{group}/{index}": array.tobytes()
+        for group, arrays in checkpoints.arrays(step).items()
+        for index, array in enumerate(arrays)
+    }
     history = [
         {name: value for name, value in row.items() if name not in TIMES}
         for row in description["training"]["history"]
@@ -63,7 +65,7 @@ def stop(config, signal_number, *, after, log):
         for name, value in json.loads(config.to_json()).items()
         if value is not None
     ]
-    path = pathlib.Path(config.run_dir, "checkpoints", f"step-{after:08d}")
+    path = pathlib.Path(config.run_dir, "checkpoints", f"step_{after:08d}")
     with open(log, "a") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "examples.translation", "train", *flags],
