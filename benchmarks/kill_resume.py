@@ -173,24 +173,27 @@ class Processes:
         for process in self._all:
             process.send_signal(number)
 
+    def signal_one(self, index, number):
+        self._all[index].send_signal(number)
+
     def kill(self):
         self._victim.kill()
         self.send_signal(signal.SIGCONT)
 
-    def wait(self):
+    def wait(self, seconds=ENDS_WITHIN):
         """Waits until all have ended by themselves.
 
         Raises:
-            RuntimeError: They have not, in `ENDS_WITHIN` seconds.
+            RuntimeError: They have not, in so many seconds.
         """
         began = time.monotonic()
         try:
             for process in self._all:
-                left = began + ENDS_WITHIN - time.monotonic()
+                left = began + seconds - time.monotonic()
                 process.wait(max(left, 0.0))
         except subprocess.TimeoutExpired as error:
             self.send_signal(signal.SIGKILL)
-            raise RuntimeError("One was killed, and others went on.") from error
+            raise RuntimeError(f"It went on for {seconds} seconds.") from error
         self.seconds_to_end = time.monotonic() - began
 
 

@@ -1,0 +1,213 @@
+"""Several processes of JAX train as one, on loopback.
+
+`benchmarks.kill_resume` kills them with SIGKILL, many times.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks.kill_resume import Processes
+from examples.translation.checkpoint import GROUPS
+from examples.translation.checkpoint import Checkpoints
+from examples.translation.config import TranslationConfig
+from tests.examples.translation.conftest import SETTINGS
+
+if keras.backend.backend() != "jax":
+    pytest.skip(
+        "Only JAX trains in several processes: KERAS_BACKEND=jax runs this.",
+        allow_module_level=True,
+    )
+
+STEPS = 10
+PATIENCE = 600  # seconds
+# What a process has at the end, beside what the run leaves in its directory.
+PROGRAM = """
+import hashlib, json, pathlib, sys
+import jax
+import numpy as np
+from examples.translation.config import TranslationConfig
+from examples.translation.termination import Terminated, Termination
+from examples.translation.train import prepared
+
+path = pathlib.Path(sys.argv[1])
+config = TranslationConfig.from_json(path.read_text())
+try:
+    with Termination() as termination, prepared(config) as job:
+        job.fit(termination)
+        metrics = job.finish()
+except Terminated:
+    print("terminated")
+    sys.exit(0)
+variables = [*job.model.variables, *job.optimizer.variables]
+found = {
+    "history": job.state.history,
+    "scores": metrics["scores"],
+    "shards": {
+        f"{number} {variable.path}": sorted(
+            [str(part.index), hashlib.sha256(np.asarray(part.data)).hexdigest()]
+            for part in variable.value.addressable_shards
+        )
+        for number, variable in enumerate(variables)
+    },
+}
+path.with_suffix(f".{jax.process_index()}").write_text(json.dumps(found))
+"""
+
+
+def start(config, count):
+    """Starts `count` processes of a configuration; its log is beside it."""
+    path = os.path.join(config.run_dir, "..", "settings.json")
+    with open(path, "w") as file:
+        file.write(config.to_json())
+    log = os.path.join(config.run_dir, "..", f"log-{count}")
+    shared = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_COMPILATION_CACHE_DIR": os.path.join(config.data_dir, "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+    return Processes(
+        [sys.executable, "-c", PROGRAM, path],
+        os.environ | shared,
+        pathlib.Path(log),
+        count,
+        victim=0,
+    )
+
+
+def log_of(config, count):
+    with open(os.path.join(config.run_dir, "..", f"log-{count}")) as file:
+        return file.read()
+
+
+def finish(config, count):
+    """Runs to the end; returns what each process had there."""
+    processes = start(config, count)
+    processes.wait(PATIENCE)
+    assert processes.returncode == 0, log_of(config, count)[-4000:]
+    ends = []
+    for index in range(count):
+        path = os.path.join(config.run_dir, "..", f"settings.{index}")
+        with open(path) as file:
+            ends.append(json.load(file))
+    return ends
+
+
+def losses(history):
+    return [
+        [row[name] for name in ("step", "loss", "val_loss", "token_accuracy")]
+        for row in history
+    ]
+
+
+def weights(config, step=STEPS):
+    arrays = Checkpoints.of(os.path.join(config.run_dir, "checkpoints")).arrays(
+        step
+    )
+    return [array for group in GROUPS for array in arrays[group]]
+
+
+def assert_equal_but_for_rounding(one, other):
+    for a, b in zip(weights(one), weights(other), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(a, "float64"), np.asarray(b, "float64"), 2e-3, 2e-6
+        )
+
+
+@pytest.fixture(scope="module")
+def configured(data_dir, tmp_path_factory):
+    def make(name, **overrides):
+        run_dir = tmp_path_factory.mktemp(name) / "run"
+        run_dir.mkdir()
+        settings = SETTINGS | {
+            "steps": STEPS,
+            "virtual_devices": 2,
+            "bleu_every": 1,
+            "dropout": 0.1,
+        }
+        return TranslationConfig.from_preset(
+            **settings | overrides, data_dir=data_dir, run_dir=str(run_dir)
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(configured):
+    """A run of one process with four devices."""
+    config = configured("alone", virtual_devices=4)
+    (end,) = finish(config, 1)
+    return config, end
+
+
+def test_two_processes_train_as_one(configured, alone):
+    config = configured("together")
+    first, second = finish(config, 2)
+    expected_config, expected = alone
+    assert "DataParallel over 4 cpu devices of 2 processes" in log_of(config, 2)
+    np.testing.assert_allclose(
+        losses(first["history"]), losses(expected["history"]), rtol=2e-5
+    )
+    assert_equal_but_for_rounding(config, expected_config)
+    # Every weight and slot is the same, bit for bit, on all four devices.
+    assert first["shards"] == second["shards"]
+    for shards in first["shards"].values():
+        assert len({digest for _, digest in shards}) == 1
+    # Both translate their part of the sentences, and both know all of it.
+    assert first["scores"] == second["scores"] == expected["scores"]
+    # Only the first one speaks.
+    path = os.path.join(config.run_dir, "..", "log-2.1")
+    with open(path) as file:
+        said = file.read()
+    assert "step 5/10" in log_of(config, 2)
+    assert "step 5/10" not in said
+    assert "train: " not in said
+
+
+def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
+    """The run is then continued by one process on two devices."""
+    config = configured("terminated")
+    processes = start(config, 2)
+    checkpoints = os.path.join(config.run_dir, "checkpoints")
+    began = time.monotonic()
+    while not os.path.exists(os.path.join(checkpoints, "step_00000005")):
+        assert processes.poll() is None, log_of(config, 2)[-4000:]
+        assert time.monotonic() < began + PATIENCE
+        time.sleep(0.01)
+    processes.signal_one(1, signal.SIGTERM)
+    processes.wait(PATIENCE)
+    assert processes.returncode == 0, log_of(config, 2)[-4000:]
+    assert "terminated" in log_of(config, 2)
+    saved = Checkpoints.of(checkpoints).steps()
+    assert 5 <= saved[-1] <= STEPS
+
+    (end,) = finish(config, 1)
+    assert f"Continuing from step {saved[-1]}." in log_of(config, 1)
+    expected_config, expected = alone
+    # The interval that was cut in two has two rows.
+    assert end["history"][0]["loss"] == pytest.approx(
+        expected["history"][0]["loss"], rel=2e-5
+    )
+    assert end["history"][-1]["val_loss"] == pytest.approx(
+        expected["history"][-1]["val_loss"], rel=2e-5
+    )
+    assert_equal_but_for_rounding(config, expected_config)
+
+
+def test_a_mistake_of_one_process_ends_all(configured, tmp_path):
+    """They do not wait for one another for minutes."""
+    config = configured("mistaken", batch_size=6)
+    processes = start(config, 2)
+    began = time.monotonic()
+    processes.wait()
+    assert processes.returncode != 0
+    assert time.monotonic() - began < 90
+    assert "--batch_size must be a multiple of 4" in log_of(config, 2)
