@@ -504,7 +504,7 @@ EXCHANGES = {
     # Heads, turned along axes that are split: of a sixteenth of the variable.
     "soap": {
         ("all-gather", 32768): 1,
-        ("all-gather", 65536): 5,
+        ("all-gather", 65536): 2,
         ("all-reduce", 64): 1,
         ("all-reduce", 4096): 1,
         ("all-reduce", 65536): 1,
