@@ -643,7 +643,8 @@ def test_fully_sharded_step_gathers_weights_and_sums_gradients():
         # Kernels of the feed-forward, going forward and backward; the
         # embedding.
         ("all-gather", LARGE_KERNEL): 5,
-        # Gradients of those two; the embedding's, and it is gathered again.
+        # Gradients of those two, and of the embedding as it is looked up and
+        # as it predicts.
         ("all-reduce", LARGE_KERNEL): 4,
         # Four kernels of attention, forward and backward, and gradients.
         ("all-reduce", KERNEL): 12,
