@@ -2,6 +2,7 @@
 
 from keras_adafactor._version import __version__ as __version__
 from keras_adafactor.adamw_rule import AdamWRule
+from keras_adafactor.fully_sharded import FullySharded
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.monitor import OptimizerMonitor
 from keras_adafactor.optimizer import UpdateRuleOptimizer
@@ -32,6 +33,7 @@ __all__ = [
     "CAME",
     "COAP",
     "FAdam",
+    "FullySharded",
     "HFac",
     "Lion",
     "OptimizerMonitor",

@@ -32,6 +32,10 @@ if keras.backend.backend() == "jax":
         """Whether a variable has one: a `fit` that raised may have it."""
         return variable._value is not None
 
+    def is_tracing():
+        """Whether what is computed now is compiled, with what is around it."""
+        return isinstance(keras.ops.zeros(()), jax.core.Tracer)
+
 else:
 
     def _is_sparse(gradient):
@@ -157,6 +161,25 @@ else:
         return contextlib.nullcontext()
 
 
+def check_layouts(what):
+    """Raises `ValueError` where the backend applies no layouts.
+
+    Args:
+        what: String, the name of what needs them.
+    """
+    if keras.backend.backend() != "jax":
+        raise ValueError(
+            f"{what} needs Keras' JAX backend, which alone applies layouts: "
+            "set KERAS_BACKEND=jax. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}"
+        )
+
+
+def layout_of(variable):
+    """The layout that a variable was given, or `None`."""
+    return getattr(variable, "_layout", None)
+
+
 def derive_layout(variable, array):
     """The layout of a slot, from the layout of its variable.
 
@@ -171,7 +194,7 @@ def derive_layout(variable, array):
         Never `None` inside one: Keras would then match the slot's name
         against the layout map, and shard a vector by a matrix' rule.
     """
-    layout = getattr(variable, "_layout", None)
+    layout = layout_of(variable)
     if isinstance(layout, keras.distribution.TensorLayout):
         mesh = layout.device_mesh
         devices = dict(zip(mesh.axis_names, mesh.shape, strict=True))

@@ -11,6 +11,7 @@ from keras import ops
 from keras_adafactor import Adafactor
 from keras_adafactor import AdamWRule
 from keras_adafactor import AxisGroups
+from keras_adafactor import FullySharded
 
 NAN, INFINITY = float("nan"), float("inf")
 NOT_NUMBERS = ("0.1", True, [0.1], (), {}, 1j, object, NAN, INFINITY)
@@ -271,3 +272,12 @@ def test_unknown_argument_is_answered_with_the_one_that_is_meant(
 ):
     with pytest.raises(ValueError, match=f"For `{argument}`.*{meant}"):
         Adafactor(**{argument: 0.1})
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX applies layouts."
+)
+def test_layouts_are_refused_where_nothing_applies_them():
+    name = keras.backend.backend()
+    with pytest.raises(ValueError, match=f"Received: KERAS_BACKEND={name}"):
+        FullySharded()

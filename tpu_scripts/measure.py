@@ -6,13 +6,15 @@ as `fit` compiles it. No weight is allocated.
 
 import contextlib
 import functools
+import importlib
 import math
 
 import jax
 import keras
 
 import keras_adafactor
-from examples.translation.layouts import model_parallel
+from examples.translation.errors import UserError
+from examples.translation.layouts import layout_map
 from examples.translation.losses import SmoothedCrossEntropy
 from examples.translation.losses import masked_accuracy
 from examples.translation.model import build_model
@@ -24,12 +26,12 @@ from tpu_scripts.decoder import Decoder
 from tpu_scripts.measurement import Measurement
 
 # The translation model's come from the example, with its schedules.
-DECODER_OPTIMIZERS = {
+OPTIMIZERS = {
     "adafactor": keras_adafactor.Adafactor,
     "keras_adafactor": keras.optimizers.Adafactor,
     "adam": keras.optimizers.Adam,
     "adamw": keras.optimizers.AdamW,
-    "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "sgd": functools.partial(keras.optimizers.SGD, 0.01, momentum=0.9),
 }
 
 
@@ -48,7 +50,9 @@ def measure(request, optimizer):
     name, _, policy = optimizer.partition("@")
     devices = tpu_compiler.devices(request.topology)
     available = _usable_hbm(request.topology)
-    make = {"translation": _translation, "decoder": _decoder}[request.model]
+    make = {"translation": _translation, "decoder": _decoder}.get(
+        request.model, _of_user
+    )
     with _distributed(request, devices):
         build, batch = make(request, name, policy or request.policy)
         model = train_step.without_memory(build)
@@ -139,7 +143,47 @@ def _decoder(request, optimizer, policy):
         )
         model.build(tokens.shape)
         loss = SmoothedCrossEntropy(0.0, vocabulary)
-        return _compiled(model, DECODER_OPTIMIZERS[optimizer](), loss, batch)
+        return _compiled(model, _optimizer(request, optimizer), loss, batch)
+
+    return build, batch
+
+
+def _optimizer(request, name):
+    steps = request.gradient_accumulation_steps
+    return OPTIMIZERS[name](
+        gradient_accumulation_steps=steps if steps > 1 else None
+    )
+
+
+def _of_user(request, optimizer, policy):
+    """A model of `--model module:function`: see `precompile`."""
+    module, _, function = request.model.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--model {request.model}: {error}") from error
+    keras.config.set_dtype_policy(policy)
+    # The shapes are asked for first. The model is made once more, where what
+    # has no memory is kept.
+    made = train_step.without_memory(make)
+    if not isinstance(made, tuple) or len(made) != 2 or not made[0].compiled:
+        raise UserError(
+            f"--model {request.model} must return a tuple of a compiled "
+            f"keras.Model and the shapes of a row. Received: {made}"
+        )
+    batch = keras.tree.map_structure(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (request.global_batch, *leaf.shape),
+            keras.backend.standardize_dtype(leaf.dtype),
+        ),
+        made[1],
+    )
+
+    def build():
+        model, _ = make()
+        model.optimizer = _optimizer(request, optimizer)
+        train_step.build(model, batch)
+        return model
 
     return build, batch
 
@@ -161,66 +205,60 @@ def _compiled(model, optimizer, loss, batch):
 
 @contextlib.contextmanager
 def _distributed(request, devices):
-    """Weights split over devices, the batch over the axis `data`.
-
-    The translation model's as the example does it: over `model` alone. Each
-    matrix of the decoder is split over `model` along heads, feed-forward width
-    or vocabulary, and over `data` along the width of the model, from where it
-    is gathered when it is used (fully sharded data parallelism). A size that
-    an axis does not divide is not split.
-    """
+    """The layouts that a request asks for; the batch over the axis `data`."""
     if len(devices) == 1:
         yield
         return
-    split = _decoder_parallel
-    if request.model == "translation":
-        split = _translation_parallel
-    keras.distribution.set_distribution(split(request, devices))
-    try:
+    with _distribution(request, devices).scope():
         yield
-    finally:
-        keras.distribution.set_distribution(None)
 
 
-def _translation_parallel(request, devices):
-    return model_parallel(devices, request.model_parallel)
+def _distribution(request, devices):
+    if request.model_parallel == 1:
+        mesh = keras.distribution.DeviceMesh((len(devices),), ["data"], devices)
+        if request.sharding == "fully_sharded":
+            return keras_adafactor.FullySharded(mesh)
+        return keras.distribution.DataParallel(device_mesh=mesh)
+    layouts = {"translation": _translation_layouts, "decoder": _decoder_layouts}
+    split = {
+        "fully_sharded": keras_adafactor.FullySharded,
+        "model_parallel": keras.distribution.ModelParallel,
+    }
+    return split[request.sharding](
+        layout_map=layouts[request.model](request, devices),
+        batch_dim_name="data",
+    )
 
 
-def _decoder_parallel(request, devices):
-    shape = request.mesh_shape(len(devices))
-    mesh = keras.distribution.DeviceMesh(shape, ["data", "model"], devices)
-    sizes = request.sizes()
-    sizes["vocab"] = padded_vocabulary(sizes["vocab"])
+def _translation_layouts(request, devices):
+    return layout_map(devices, request.model_parallel)
 
-    def split(**along):
-        """Mesh axis of every axis of a weight, from its size's name."""
-        return tuple(
-            axis if axis and sizes[name] % shape[axis == "model"] == 0 else None
-            for name, axis in along.items()
-        )
 
+def _decoder_layouts(request, devices):
+    """Heads, feed-forward width and vocabulary over `model`, if it divides."""
+    size = request.model_parallel
+    mesh = keras.distribution.DeviceMesh(
+        (len(devices) // size, size), ["data", "model"], devices
+    )
+
+    def split(count):
+        return "model" if count % size == 0 else None
+
+    heads, ff_dim = split(request.heads), split(request.ff_dim)
+    vocabulary = split(padded_vocabulary(request.vocab_size))
     layouts = keras.distribution.LayoutMap(mesh)
     for pattern, axes in {
-        r".*embedding/embeddings": split(vocab="model", width="data"),
-        r".*/(query|key|value)/kernel": (
-            *split(width="data", heads="model"),
-            None,
-        ),
-        r".*attention/output/kernel": (
-            *split(heads="model"),
-            None,
-            *split(width="data"),
-        ),
-        r".*feed_forward/inner/kernel": split(width="data", ff="model"),
-        r".*feed_forward/inner/bias": split(ff="model"),
-        r".*feed_forward/output/kernel": split(ff="model", width="data"),
+        r".*embedding/embeddings": (vocabulary, None),
+        r".*/(query|key|value)/kernel": (None, heads, None),
+        r".*attention/output/kernel": (heads, None, None),
+        r".*feed_forward/inner/kernel": (None, ff_dim),
+        r".*feed_forward/inner/bias": (ff_dim,),
+        r".*feed_forward/output/kernel": (ff_dim, None),
         # What a block returns.
         r".*/layer_\d+/output": ("data", None, None),
     }.items():
         layouts[pattern] = axes
-    return keras.distribution.ModelParallel(
-        layout_map=layouts, batch_dim_name="data"
-    )
+    return layouts
 
 
 def _shard_bytes(variable):

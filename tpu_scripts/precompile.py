@@ -7,15 +7,32 @@ Compiles the real training step (JAX) for the slice and prints the HBM that it
 needs on one device, by kind, for every optimizer. Nothing is run on a TPU and
 no weight is allocated, so that models of any size can be asked about; it takes
 one to a few minutes of one CPU core a compilation. `--search batch` and
-`--search layers` look for the largest that fits.
+`--search layers` look for the largest that fits. `--search chips` looks for the
+smallest slice of a generation, `--topology v5e`, on which a `--global_batch`
+fits: it tries those slices whose devices divide the batch.
 
 Optimizers are those of the translation example: adafactor, keras_adafactor
 (Keras' own), adam, adamw, sgd. `adafactor@bfloat16` has weights of that dtype.
 
-On a slice the batch is split over the mesh axis `data`. Weights of the
-translation model are split as the example does it, over `model` alone; every
-matrix of the decoder over `data` and `model` both, and gathered where it is
-used.
+On a slice the batch is split over the mesh axis `data`, and by `--sharding`
+
+  replicated      every weight is whole on every device;
+  model_parallel  heads, feed-forward width and vocabulary are split over the
+                  axis `model`, of `--model_parallel` devices (Megatron-LM);
+  fully_sharded   everything is split over `data`, and gathered where it is
+                  used (`keras_adafactor.FullySharded`); with
+                  `--model_parallel`, over both.
+
+The translation model is model_parallel unless said otherwise, others are
+fully_sharded.
+
+`--model module:function` asks about a model of your own. The function takes
+nothing, and returns a tuple: a `keras.Model`, compiled with its loss, whose
+optimizer is replaced by that of `--optimizer`; and what `fit` gives to a step,
+`(features, labels)` or with weights of samples, nested as the model takes it,
+of anything that has a `shape`, without the axis of the batch, and a `dtype`. It
+is called with the dtype policy set to `--policy`, more than once, and while JAX
+traces: no value of a weight can be read or loaded.
 """
 
 import dataclasses
@@ -33,11 +50,15 @@ from examples.translation.config import PRESETS
 from examples.translation.config import TranslationConfig
 from examples.translation.errors import UserError
 from tpu_scripts import tpu_compiler
+from tpu_scripts.search import first_that_fits
 from tpu_scripts.search import largest_that_fits
 
 MODELS = ("translation", "decoder")
 POLICIES = ("float32", "mixed_bfloat16", "bfloat16")
-SEARCHES = ("batch", "layers")
+SEARCHES = ("batch", "layers", "chips")
+SHARDINGS = ("replicated", "fully_sharded", "model_parallel")
+# Flags that say how large a model of our own is.
+SIZES = ("layers", "width", "ff_dim", "heads", "vocab_size", "length")
 GIB = 2**30
 
 
@@ -46,8 +67,10 @@ class Request:
     """A model, a batch and a slice.
 
     Attributes:
-        topology: Name of a slice, see `tpu_compiler.TOPOLOGIES`.
-        model: `"translation"`, the example's, or `"decoder"`.
+        topology: Name of a slice, see `tpu_compiler.TOPOLOGIES`; for a search
+            of chips of a generation.
+        model: `"translation"`, the example's, `"decoder"`, or
+            `"module:function"`, which has no sizes: they are `None`.
         preset: Of the translation model.
         layers: Blocks; of the translation model so many on either side.
         width: Width of the model.
@@ -60,21 +83,25 @@ class Request:
         remat: Whether the decoder's blocks are computed again in the backward
             pass.
         model_parallel: Devices that the axis `model` has.
+        sharding: One of `SHARDINGS`.
+        gradient_accumulation_steps: Batches to an update.
     """
 
     topology: str
     model: str
     preset: str
-    layers: int
-    width: int
-    ff_dim: int
-    heads: int
-    vocab_size: int
-    length: int
+    layers: int | None
+    width: int | None
+    ff_dim: int | None
+    heads: int | None
+    vocab_size: int | None
+    length: int | None
     global_batch: int
     policy: str
     remat: bool
     model_parallel: int
+    sharding: str
+    gradient_accumulation_steps: int
 
     def translation_config(self, optimizer):
         """The example's configuration of this model."""
@@ -87,22 +114,24 @@ class Request:
             num_heads=self.heads,
             vocab_size=self.vocab_size,
             max_length=self.length,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
         )
 
     def mesh_shape(self, devices):
         """Sizes of the axes `data` and `model`."""
         return devices // self.model_parallel, self.model_parallel
 
-    def sizes(self):
-        """The sizes that axes of weights have."""
-        return {
-            "vocab": self.vocab_size,
-            "width": self.width,
-            "ff": self.ff_dim,
-            "heads": self.heads,
-        }
-
     def described(self):
+        batch = f"batch: {self.global_batch:,} rows"
+        if self.length:
+            batch += f" of {self.length:,} tokens"
+        if self.gradient_accumulation_steps > 1:
+            batch += f", {self.gradient_accumulation_steps} to an update"
+        return f"{self._model_described()}, {self.policy}\n{batch}"
+
+    def _model_described(self):
+        if self.layers is None:
+            return self.model
         layers = f"{self.layers}"
         name = "decoder-only"
         if self.model == "translation":
@@ -110,9 +139,7 @@ class Request:
             layers = f"{self.layers} + {self.layers}"
         return (
             f"{name}: {layers} layers, width {self.width:,}, feed-forward "
-            f"{self.ff_dim:,}, {self.heads} heads, {self.vocab_size:,} pieces, "
-            f"{self.policy}\n"
-            f"batch: {self.global_batch:,} rows of {self.length:,} tokens"
+            f"{self.ff_dim:,}, {self.heads} heads, {self.vocab_size:,} pieces"
         )
 
 
@@ -121,8 +148,18 @@ def define_flags():
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
     known = {"flag_values": values}
-    flags.DEFINE_string("topology", None, "Slice, as in v5e:4x4.", **known)
-    flags.DEFINE_string("model", "translation", " or ".join(MODELS), **known)
+    flags.DEFINE_string(
+        "topology",
+        None,
+        "Slice, as in v5e:4x4; for --search chips a generation, as in v5e.",
+        **known,
+    )
+    flags.DEFINE_string(
+        "model",
+        "translation",
+        f"{', '.join(MODELS)} or module:function, see above.",
+        **known,
+    )
     flags.DEFINE_string(
         "preset", "big", "Translation: tiny, base or big.", **known
     )
@@ -141,8 +178,22 @@ def define_flags():
     flags.DEFINE_bool(
         "remat", True, "Decoder: compute blocks again going backward.", **known
     )
+    flags.DEFINE_string(
+        "sharding",
+        None,
+        f"{', '.join(SHARDINGS)}. Default: model_parallel of the translation "
+        "model, fully_sharded of others.",
+        **known,
+    )
     flags.DEFINE_integer(
         "model_parallel", 1, "Devices of the axis model.", 1, **known
+    )
+    flags.DEFINE_integer(
+        "gradient_accumulation_steps",
+        1,
+        "Batches, each of --global_batch rows, to an update.",
+        1,
+        **known,
     )
     flags.DEFINE_string("optimizer", "adafactor", "Optimizer.", **known)
     flags.DEFINE_list("compare", [], "More optimizers, with commas.", **known)
@@ -170,22 +221,42 @@ def parse(argv):
         raise UserError(f"Only flags are taken. Received: {words[0]}")
     if values.topology is None:
         raise UserError("Give a --topology, as in v5e:4x4.")
-    try:
-        tpu_compiler.check_topology(values.topology)
-    except tpu_compiler.TopologyError as error:
-        raise UserError(f"--topology: {error}") from error
+    if values.search != "chips":
+        try:
+            tpu_compiler.check_topology(values.topology)
+        except tpu_compiler.TopologyError as error:
+            raise UserError(f"--topology: {error}") from error
+    elif values.topology not in tpu_compiler.TOPOLOGIES:
+        raise UserError(
+            "--search chips looks through a generation: --topology must be one "
+            f"of {', '.join(tpu_compiler.TOPOLOGIES)}. Received: "
+            f"{values.topology}"
+        )
+    elif values.global_batch is None:
+        raise UserError("--search chips needs a --global_batch.")
+    of_user = ":" in values.model
     for name, choices in {
-        "model": MODELS,
+        "model": (values.model,) if of_user else MODELS,
         "preset": PRESETS,
         "policy": POLICIES,
         "search": (None, *SEARCHES),
+        "sharding": (None, *SHARDINGS),
     }.items():
         if values[name].value not in choices:
             allowed = ", ".join(c for c in choices if c)
+            if name == "model":
+                allowed += ", module:function"
             raise UserError(
                 f"--{name} must be one of {allowed}. Received: "
                 f"{values[name].value}"
             )
+    if of_user:
+        _check_of_user(values)
+    if values.sharding == "replicated" and values.model_parallel > 1:
+        raise UserError(
+            "--sharding replicated has no axis model: --model_parallel must "
+            f"be 1. Received: {values.model_parallel}"
+        )
     optimizers = [values.optimizer, *values.compare]
     for optimizer in optimizers:
         name, at, policy = optimizer.partition("@")
@@ -198,7 +269,81 @@ def parse(argv):
     return _request(values), optimizers, values
 
 
+def _check_of_user(values):
+    """Raises where a flag needs to know what is in the model."""
+    given = [name for name in SIZES if values[name].value is not None]
+    if given or values.search == "layers":
+        flag = f"--{given[0]}" if given else "--search layers"
+        raise UserError(
+            f"{flag} is of the models {' and '.join(MODELS)}. Received: "
+            f"--model {values.model}"
+        )
+    if values.sharding == "model_parallel" or values.model_parallel > 1:
+        raise UserError(
+            "What is split over an axis model is known of the models "
+            f"{' and '.join(MODELS)} alone. Received: --model {values.model}"
+        )
+
+
 def _request(values):
+    sharding = values.sharding or (
+        "model_parallel" if values.model == "translation" else "fully_sharded"
+    )
+    return Request(
+        topology=values.topology,
+        model=values.model,
+        preset=values.preset,
+        global_batch=_batch(values),
+        policy=values.policy,
+        remat=values.remat,
+        model_parallel=values.model_parallel,
+        sharding=sharding,
+        gradient_accumulation_steps=values.gradient_accumulation_steps,
+        **(dict.fromkeys(SIZES) if ":" in values.model else _sizes(values)),
+    )
+
+
+def _batch(values):
+    """Rows of a batch, where the slices there are can share them out."""
+    if values.search == "chips":
+        slices = slices_of(
+            values.topology, values.global_batch, values.model_parallel
+        )
+        if not slices:
+            raise UserError(
+                f"No slice of {values.topology} has devices that "
+                f"--model_parallel {values.model_parallel} divides and that "
+                f"share out --global_batch {values.global_batch}."
+            )
+        return values.global_batch
+    devices = tpu_compiler.device_count(values.topology)
+    if devices % values.model_parallel:
+        raise UserError(
+            f"--model_parallel must divide the {devices} devices of "
+            f"{values.topology}. Received: {values.model_parallel}"
+        )
+    data = devices // values.model_parallel
+    batch = values.global_batch or 8 * data
+    if batch % data:
+        raise UserError(
+            f"--global_batch must be a multiple of {data}, the devices of the "
+            f"axis data. Received: {batch}"
+        )
+    return batch
+
+
+def slices_of(generation, global_batch, model_parallel):
+    """The slices of a generation that can share out a batch, by their size."""
+    found = []
+    for shape in tpu_compiler.TOPOLOGIES[generation]:
+        topology = f"{generation}:{shape}"
+        data, left = divmod(tpu_compiler.device_count(topology), model_parallel)
+        if data and not left and global_batch % data == 0:
+            found.append(topology)
+    return sorted(found, key=tpu_compiler.device_count)
+
+
+def _sizes(values):
     sizes = {
         "layers": 12,
         "width": 1024,
@@ -215,7 +360,7 @@ def _request(values):
             "vocab_size": config.vocab_size,
             "length": config.max_length,
         }
-    for name in ("ff_dim", "heads", *sizes):
+    for name in SIZES:
         if values[name].value is not None:
             sizes[name] = values[name].value
     sizes.setdefault("ff_dim", 4 * sizes["width"])
@@ -225,60 +370,45 @@ def _request(values):
             "--width must be even and a multiple of --heads "
             f"({sizes['heads']}). Received: {sizes['width']}"
         )
-    devices = tpu_compiler.device_count(values.topology)
-    if devices % values.model_parallel:
-        raise UserError(
-            f"--model_parallel must divide the {devices} devices of "
-            f"{values.topology}. Received: {values.model_parallel}"
-        )
-    data = devices // values.model_parallel
-    batch = values.global_batch or 8 * data
-    if batch % data:
-        raise UserError(
-            f"--global_batch must be a multiple of {data}, the devices of the "
-            f"axis data. Received: {batch}"
-        )
-    return Request(
-        topology=values.topology,
-        model=values.model,
-        preset=values.preset,
-        global_batch=batch,
-        policy=values.policy,
-        remat=values.remat,
-        model_parallel=values.model_parallel,
-        **sizes,
-    )
+    return sizes
 
 
 def search(request, optimizer, what, measure):
-    """Finds the largest batch or number of layers that fits.
+    """Finds the largest batch or number of layers, or the smallest slice.
 
     Args:
-        request: Where to begin.
+        request: Where to begin; for `"chips"` its topology is a generation.
         optimizer: Its name.
-        what: `"batch"` or `"layers"`.
+        what: `"batch"`, `"layers"` or `"chips"`.
         measure: `(request, optimizer) -> Measurement`.
 
     Returns:
-        Tuple of the request that fits, `None` if none does, and a dict from
-        every size that was compiled to its `Measurement`.
+        Tuple of the size that fits, 0 or `None` if none does, and a dict from
+        every size that was compiled, in their order, to its `Measurement`. A
+        size is a number, or the name of a slice.
     """
     tried = {}
-    name, multiple = "layers", 1
-    if what == "batch":
-        devices = tpu_compiler.device_count(request.topology)
-        name, multiple = "global_batch", request.mesh_shape(devices)[0]
+    name = {"batch": "global_batch", "layers": "layers", "chips": "topology"}
 
     def needed(size):
         tried[size] = measure(
-            dataclasses.replace(request, **{name: size}), optimizer
+            dataclasses.replace(request, **{name[what]: size}), optimizer
         )
         return tried[size]
 
-    largest = largest_that_fits(needed, getattr(request, name), multiple)
-    if not largest:
-        return None, tried
-    return dataclasses.replace(request, **{name: largest}), tried
+    if what == "chips":
+        slices = slices_of(
+            request.topology, request.global_batch, request.model_parallel
+        )
+        found = first_that_fits(needed, slices)
+        return found, {s: tried[s] for s in slices if s in tried}
+    multiple = 1
+    if what == "batch":
+        devices = tpu_compiler.device_count(request.topology)
+        multiple = request.mesh_shape(devices)[0]
+    start = getattr(request, name[what])
+    found = largest_that_fits(needed, start, multiple)
+    return found, dict(sorted(tried.items()))
 
 
 def format_table(columns):
@@ -319,24 +449,29 @@ def format_table(columns):
 
 def run(request, optimizers, what=None, measure=None):
     """Measures or searches, prints, and returns the results as JSON data."""
-    devices = tpu_compiler.device_count(request.topology)
-    chips = tpu_compiler.chips(request.topology)
-    data, model = request.mesh_shape(devices)
     measure = measure or importlib.import_module("tpu_scripts.measure").measure
-    each = "" if devices == chips else f" of {devices // chips} devices each"
-    print(
-        f"{request.topology}: {chips} chips{each}, data {data} x model {model}"
-    )
+    if what == "chips":
+        print(
+            f"{request.topology}: the smallest slice, model "
+            f"{request.model_parallel}, {request.sharding}"
+        )
+    else:
+        print(_slice_described(request))
     print(request.described())
     print("Compiled by the TPU compiler; nothing is run on a TPU.", flush=True)
 
     def told(request, optimizer):
         began = time.time()
         found = measure(request, optimizer)
+        sizes = [f"batch {request.global_batch:,}"]
+        if request.layers is not None:
+            sizes.insert(0, f"{request.layers} layers")
+        if what == "chips":
+            sizes.insert(0, request.topology)
         print(
-            f"  {optimizer}: {request.layers} layers, batch "
-            f"{request.global_batch:,}, {found.parameters:,} parameters: "
-            f"{found.required / GIB:.2f} of {found.available / GIB:.2f} GiB, "
+            f"  {optimizer}: {', '.join(sizes)}, {found.parameters:,} "
+            f"parameters: {found.required / GIB:.2f} of "
+            f"{found.available / GIB:.2f} GiB, "
             f"{'fits' if found.fits else 'does not fit'} "
             f"({time.time() - began:.0f} s)",
             flush=True,
@@ -351,39 +486,55 @@ def run(request, optimizers, what=None, measure=None):
                 {"optimizer": optimizer, **columns[optimizer].as_dict()}
             )
             continue
-        largest, tried = search(request, optimizer, what, told)
-        size = 0
-        if largest is not None:
-            size = largest.layers if what == "layers" else largest.global_batch
-            columns[f"{optimizer}, {size:,}"] = tried[size]
+        size, tried = search(request, optimizer, what, told)
+        if size:
+            columns[f"{optimizer}, {_text(size)}"] = tried[size]
+        end = "smallest" if what == "chips" else "largest"
         results.append(
             {
                 "optimizer": optimizer,
                 "search": what,
-                "largest": size,
+                end: size,
                 **(tried[size].as_dict() if size else {}),
                 "compiled": {
                     str(n): {"required": m.required, "fits": m.fits}
-                    for n, m in sorted(tried.items())
+                    for n, m in tried.items()
                 },
             }
         )
+        kind = "slice" if what == "chips" else what
         print(
-            f"{optimizer}: largest {what} that fits: {size:,}. Compiled: "
+            f"{optimizer}: {end} {kind} that fits: {_text(size)}. Compiled: "
             + ", ".join(
-                f"{n:,} ({'fits' if m.fits else 'does not'})"
-                for n, m in sorted(tried.items())
+                f"{_text(n)} ({'fits' if m.fits else 'does not'})"
+                for n, m in tried.items()
             ),
             flush=True,
         )
     if columns:
         print(f"\n{format_table(columns)}")
-    return {
-        **dataclasses.asdict(request),
-        "chips": chips,
-        "devices": devices,
-        "results": results,
-    }
+    slices = {}
+    if what != "chips":
+        slices = {
+            "chips": tpu_compiler.chips(request.topology),
+            "devices": tpu_compiler.device_count(request.topology),
+        }
+    return {**dataclasses.asdict(request), **slices, "results": results}
+
+
+def _slice_described(request):
+    devices = tpu_compiler.device_count(request.topology)
+    chips = tpu_compiler.chips(request.topology)
+    data, model = request.mesh_shape(devices)
+    each = "" if devices == chips else f" of {devices // chips} devices each"
+    return (
+        f"{request.topology}: {chips} chips{each}, data {data} x model "
+        f"{model}, {request.sharding}"
+    )
+
+
+def _text(size):
+    return f"{size:,}" if isinstance(size, int) else str(size).lower()
 
 
 def main(argv):

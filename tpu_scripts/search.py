@@ -1,4 +1,4 @@
-"""The largest size that fits, in few compilations."""
+"""The size that just fits, in few compilations."""
 
 import math
 
@@ -42,6 +42,28 @@ def largest_that_fits(measure, start, multiple=1):
             slow = slow + 1 if high - low > before / 2 else 0
         size = _next(known, low, high, halve=slow >= 2)
     return low * multiple
+
+
+def first_that_fits(measure, sizes):
+    """Finds the first of some sizes that fits, by halving.
+
+    Args:
+        measure: Function of a size, called once for each that is tried, that
+            returns something with an attribute `fits`.
+        sizes: List, such that all that come after one that fits fit too.
+
+    Returns:
+        The first that fits, which was tried, as was the one before it; `None`
+        if none does.
+    """
+    low, high = 0, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        if measure(sizes[middle]).fits:
+            high = middle
+        else:
+            low = middle + 1
+    return sizes[high] if high < len(sizes) else None
 
 
 def _next(known, low, high, halve):

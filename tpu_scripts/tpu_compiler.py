@@ -494,7 +494,7 @@ def _padded_bytes(shape, dtype, layout):
 
 
 def _collectives(text):
-    found = []
+    found, channels = [], set()
     for line in text.splitlines():
         match = re.match(
             rf"\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(_COLLECTIVES)})"
@@ -503,6 +503,12 @@ def _collectives(text):
         )
         if match:
             shapes, kind, started = match.groups()
+            # One that goes on beside what is computed is written once for
+            # every piece of that.
+            channel = re.search(r"\bchannel_id=\d+", line)
+            if channel and channel.group() in channels:
+                continue
+            channels.add(channel and channel.group())
             sizes = _array_bytes(shapes)
             if started and kind != "all-reduce":
                 # What starts an exchange returns its operands and more.

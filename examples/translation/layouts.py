@@ -19,8 +19,8 @@ LAYOUTS = {
 }
 
 
-def model_parallel(devices, size):
-    """Returns a `keras.distribution.ModelParallel` for a `Transformer`.
+def layout_map(devices, size):
+    """Returns a `keras.distribution.LayoutMap` for a `Transformer`.
 
     Args:
         devices: Names of devices, as of `keras.distribution.list_devices`.
@@ -33,6 +33,15 @@ def model_parallel(devices, size):
     layouts = keras.distribution.LayoutMap(mesh)
     for pattern, axes in LAYOUTS.items():
         layouts[pattern] = axes
+    return layouts
+
+
+def model_parallel(devices, size):
+    """Returns a `keras.distribution.ModelParallel` for a `Transformer`.
+
+    Args:
+        devices, size: As of `layout_map`.
+    """
     return keras.distribution.ModelParallel(
-        layout_map=layouts, batch_dim_name="data"
+        layout_map=layout_map(devices, size), batch_dim_name="data"
     )

@@ -1,6 +1,8 @@
 """`python -m tpu_scripts.precompile`: what it asks, finds and prints."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 import types
@@ -91,6 +93,27 @@ def parse(text):
         ("--topology v5e:4x4 --model_parallel 3", "divide the 16 devices"),
         ("--topology v5e:4x4 --global_batch 40", "a multiple of 16"),
         ("--topology v4:2x2x1 --model_parallel 16", "divide the 8 devices"),
+        ("--topology v5e:4x4 --sharding zero", "--sharding must be one of rep"),
+        (
+            "--topology v5e:4x4 --sharding replicated --model_parallel 2",
+            "no axis model: --model_parallel must be 1. Received: 2",
+        ),
+        ("--topology v5e:4x4 --search chips", "one of v2, v3.*: v5e:4x4"),
+        ("--topology v5e --search batch", "no topology 'v5e'"),
+        ("--topology v5e --search chips", "needs a --global_batch"),
+        (
+            "--topology v5e --search chips --model_parallel 3 --global_batch 8",
+            "No slice of v5e .*--model_parallel 3 divides",
+        ),
+        ("--topology v5e:4x4 --model a:b --width 8", "--width is of the mod"),
+        (
+            "--topology v5e:4x4 --model a:b --search layers",
+            "--search layers is",
+        ),
+        (
+            "--topology v5e:4x4 --model a:b --model_parallel 2",
+            "known of the models translation and decoder alone.*--model a:b",
+        ),
     ],
 )
 def test_bad_arguments_are_named(line, message):
@@ -109,6 +132,27 @@ def test_defaults_come_from_the_preset_and_the_devices():
     assert request.mesh_shape(16) == (4, 4)
     request, _, _ = parse("--topology v5e:1x1 --model decoder --width 512")
     assert (request.ff_dim, request.heads, request.layers) == (2048, 4, 12)
+
+
+def test_sharding_is_that_of_the_model_unless_it_is_given():
+    for line, sharding in {
+        "": "model_parallel",
+        "--model decoder": "fully_sharded",
+        "--model a:b": "fully_sharded",
+        "--sharding fully_sharded": "fully_sharded",
+        "--model decoder --sharding replicated": "replicated",
+    }.items():
+        request, _, _ = parse(f"--topology v5e:4x4 {line}")
+        assert request.sharding == sharding
+
+
+def test_accumulation_is_the_optimizers():
+    request, _, _ = parse(
+        "--topology v5e:1x1 --gradient_accumulation_steps 4 --global_batch 8"
+    )
+    config = request.translation_config("adafactor")
+    assert config.gradient_accumulation_steps == 4
+    assert request.described().endswith("8 rows of 256 tokens, 4 to an update")
 
 
 GIB = 2**30
@@ -179,6 +223,53 @@ def test_search_says_what_was_compiled(capsys, what, largest):
     assert f"{largest[0] + 1} (does not)" in printed
 
 
+SLICES = ["1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"]
+
+
+@pytest.mark.parametrize("first", [*SLICES, None])
+def test_search_of_chips_ends_at_the_smallest_slice(capsys, first):
+    def fits_from(request, optimizer):
+        shapes = SLICES[SLICES.index(first) :] if first else []
+        shape = request.topology.partition(":")[2]
+        assert tpu_compiler.chips(request.topology) <= 256
+        fits = shape in shapes
+        found = fake(request, optimizer)
+        return dataclasses.replace(found, fits=fits)
+
+    request, optimizers, _ = parse(
+        "--topology v5e --search chips --model decoder --global_batch 256"
+    )
+    results = precompile.run(request, optimizers, "chips", measure=fits_from)
+    assert results["topology"] == "v5e"
+    (found,) = results["results"]
+    smallest = first and f"v5e:{first}"
+    assert found["smallest"] == smallest
+    compiled = {name: m["fits"] for name, m in found["compiled"].items()}
+    assert len(compiled) <= 4
+    if first not in ("1x1", None):
+        before = SLICES[SLICES.index(first) - 1]
+        assert compiled[f"v5e:{before}"] is False
+    printed = capsys.readouterr().out
+    assert f"adafactor: smallest slice that fits: {smallest}".lower() in printed
+    # A line for each compilation.
+    for name, fits in compiled.items():
+        does = "fits" if fits else "does not fit"
+        assert re.search(rf"adafactor: {name}, 12 layers.* {does} \(", printed)
+
+
+def test_slices_that_cannot_share_out_the_batch_are_not_asked_about():
+    assert precompile.slices_of("v5e", 8, 1) == [
+        "v5e:1x1",
+        "v5e:2x2",
+        "v5e:2x4",
+    ]
+    assert precompile.slices_of("v5e", 8, 4) == [
+        *("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8"),
+    ]
+    # Two devices a chip.
+    assert precompile.slices_of("v4", 16, 1) == ["v4:2x2x1", "v4:2x2x2"]
+
+
 def run_program(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "tpu_scripts.precompile", *arguments],
@@ -195,11 +286,14 @@ def test_mistyped_topology_is_a_message_and_no_traceback():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(
+only_jax = pytest.mark.skipif(
     bool(tpu_compiler.MISSING) or keras.backend.backend() != "jax",
     reason="Compiles with JAX whatever the backend: KERAS_BACKEND=jax and "
     "pip install -e '.[tpu-compile]' run this.",
 )
+
+
+@only_jax
 def test_real_steps_that_fit_and_do_not(tmp_path):
     for layers, width, status in ((1, 256, "FITS"), (4, 2**15, "DOES NOT FIT")):
         done = run_program(
@@ -223,3 +317,57 @@ def test_real_steps_that_fit_and_do_not(tmp_path):
         assert found["required"] == kept + found["temporaries"]
         # A quarter of every matrix is on each device.
         assert parameters <= found["weights"] < 1.2 * parameters
+
+
+def own_model():
+    """For `--model`: a kernel and its bias."""
+    inputs = keras.Input((1024,))
+    model = keras.Model(inputs, keras.layers.Dense(1024)(inputs))
+    model.compile(loss="mse")
+    row = keras.KerasTensor((1024,), "float32")
+    return model, (row, row)
+
+
+def own_model_without_loss():
+    return keras.Sequential([keras.layers.Dense(8)]), ()
+
+
+@only_jax
+def test_model_of_ones_own_whole_and_split(tmp_path):
+    found = {}
+    for sharding in ("replicated", "fully_sharded"):
+        done = run_program(
+            "--topology=v5e:2x2",
+            f"--model={__name__}:own_model",
+            f"--sharding={sharding}",
+            "--optimizer=adam",
+            "--gradient_accumulation_steps=2",
+            f"--json={tmp_path / 'found.json'}",
+        )
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / "found.json").read_text())
+        (found[sharding],) = results["results"]
+        assert results["sharding"] == sharding
+    whole, split = found.values()
+    assert whole["parameters"] == split["parameters"] == 1024 * 1025
+    assert 4 * 1024 * 1025 <= whole["weights"] < 4.1 * 1024 * 1025
+    # Moments and accumulators.
+    assert whole["optimizer_state"] > 2.9 * whole["weights"]
+    for kind in ("weights", "optimizer_state"):
+        assert split[kind] == pytest.approx(whole[kind] / 4, rel=0.01)
+
+
+@only_jax
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere:f", "--model nowhere:f: No module named 'nowhere'"),
+        (f"{__name__}:nothing", "has no attribute 'nothing'"),
+        (f"{__name__}:own_model_without_loss", "must return .* compiled"),
+    ],
+)
+def test_wrong_model_of_ones_own_is_a_message(model, message):
+    done = run_program("--topology=v5e:2x2", f"--model={model}")
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert "Traceback" not in done.stderr
