@@ -222,14 +222,27 @@ class TranslationConfig:
         "auto",
         "auto takes a TPU, else several GPUs, else one device.",
         choices=("auto", "default", "mirrored", "tpu"),
+        changes_run=False,
     )
     virtual_devices: int = _field(
-        1, "Split the CPU into this many devices.", minimum=1
+        1,
+        "Split the CPU into this many devices.",
+        minimum=1,
+        changes_run=False,
     )
     model_parallel: int = _field(
         1,
         "Devices that share one copy of the model (JAX).",
         minimum=1,
+        changes_run=False,
+    )
+    sharding: str | None = _field(
+        None,
+        "What of weights, gradients and optimizer state is split (JAX): "
+        "fully_sharded splits all of it over the devices that share a batch. "
+        "Default: model_parallel where that flag is given, else replicated.",
+        choices=("replicated", "model_parallel", "fully_sharded"),
+        changes_run=False,
     )
     jit_compile: str = _field(
         "auto", "XLA for the training step.", choices=("auto", "on", "off")
@@ -526,11 +539,24 @@ def _check_pairs(config):
 
 def _check_model_parallel(config):
     size = config.model_parallel
-    if size > 1 and config.strategy in ("default", "mirrored"):
-        raise UserError(
-            "--model_parallel lays out the devices itself; it cannot go with "
-            f"--strategy {config.strategy}. Received: {size}"
+    if (config.sharding == "model_parallel" and size == 1) or (
+        config.sharding == "replicated" and size > 1
+    ):
+        raise _invalid(
+            "model_parallel",
+            "more than 1 with --sharding model_parallel, 1 with --sharding "
+            "replicated",
+            size,
         )
+    for name, asked in (
+        ("model_parallel", size if size > 1 else None),
+        ("sharding", config.sharding),
+    ):
+        if asked and config.strategy in ("default", "mirrored"):
+            raise UserError(
+                f"--{name} lays out the devices itself; it cannot go with "
+                f"--strategy {config.strategy}. Received: {asked}"
+            )
     for name in ("num_heads", "ff_dim"):
         if getattr(config, name) % size:
             raise _invalid(

@@ -14,6 +14,7 @@ import numpy as np
 from keras import ops
 
 from examples.translation.devices import host_has_xla
+from examples.translation.devices import undistributed
 from examples.translation.errors import notice
 
 if keras.backend.backend() == "tensorflow":
@@ -246,7 +247,8 @@ def compile_search(model, **options):
 
         def stateless_search(values, source_ids):
             mapping = zip(model.variables, values, strict=True)
-            with keras.StatelessScope(state_mapping=mapping):
+            # How the training lays out rows does not hold for beams.
+            with undistributed(), keras.StatelessScope(state_mapping=mapping):
                 return search(source_ids)
 
         stateless_search, parts = _shared_out(stateless_search)

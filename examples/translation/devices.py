@@ -12,7 +12,8 @@ import numpy as np
 
 from examples.translation.errors import UserError
 from examples.translation.errors import notice
-from examples.translation.layouts import model_parallel as lay_out
+from examples.translation.layouts import layout_map
+from keras_adafactor import FullySharded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,13 @@ class Devices:
         return self.strategy.scope()
 
 
-def choose_devices(strategy="auto", virtual_devices=1, model_parallel=1):
+def choose_devices(
+    strategy="auto",
+    virtual_devices=1,
+    model_parallel=1,
+    *,
+    fully_sharded=False,
+):
     """Returns the `Devices` of the Keras backend in use.
 
     Must be called before anything has run on a device.
@@ -69,6 +76,8 @@ def choose_devices(strategy="auto", virtual_devices=1, model_parallel=1):
         virtual_devices: Number of devices to make of the CPU.
         model_parallel: Number of devices to split each copy of the model
             over; JAX only.
+        fully_sharded: Whether to split every variable over the devices that
+            share a batch; JAX only.
 
     Raises:
         UserError: The devices asked for are not there or cannot be shared out
@@ -82,17 +91,21 @@ def choose_devices(strategy="auto", virtual_devices=1, model_parallel=1):
             "KERAS_BACKEND must be tensorflow or jax. Received: "
             f"{keras.backend.backend()}"
         )
-    return choose(strategy, virtual_devices, model_parallel)
+    return choose(strategy, virtual_devices, model_parallel, fully_sharded)
 
 
-def _tensorflow(strategy, virtual_devices, model_parallel):
+def _tensorflow(strategy, virtual_devices, model_parallel, fully_sharded):
     import tensorflow as tf  # noqa: PLC0415
 
-    if model_parallel > 1:
+    if model_parallel > 1 or fully_sharded:
+        flag = (
+            "--sharding fully_sharded"
+            if fully_sharded
+            else f"--model_parallel {model_parallel}"
+        )
         raise UserError(
-            "--model_parallel needs Keras' JAX backend: set KERAS_BACKEND=jax. "
-            f"Received: --model_parallel {model_parallel} with "
-            "KERAS_BACKEND=tensorflow"
+            f"{flag} needs Keras' JAX backend: set KERAS_BACKEND=jax. "
+            "Received: KERAS_BACKEND=tensorflow"
         )
 
     _refuse_several_hosts()
@@ -162,7 +175,7 @@ def _tpu(tf, version):
     )
 
 
-def _jax(strategy, virtual_devices, model_parallel):
+def _jax(strategy, virtual_devices, model_parallel, fully_sharded):
     import jax  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
 
@@ -200,21 +213,26 @@ def _jax(strategy, virtual_devices, model_parallel):
             jax.devices(), key=lambda device: (device.process_index, device.id)
         )
     ]
-    if model_parallel > 1:
-        if count % model_parallel:
-            raise UserError(
-                "--model_parallel must divide the number of devices, which is "
-                f"{described}. Received: {model_parallel}"
+    if count % model_parallel:
+        raise UserError(
+            "--model_parallel must divide the number of devices, which is "
+            f"{described}. Received: {model_parallel}"
+        )
+    replicas = count // model_parallel
+    if model_parallel > 1 or fully_sharded:
+        layouts = layout_map(devices, model_parallel)
+        if fully_sharded:
+            distribution = FullySharded(layout_map=layouts)
+        else:
+            distribution = keras.distribution.ModelParallel(
+                layout_map=layouts, batch_dim_name="data"
             )
-        distribution = lay_out(devices, model_parallel)
-        replicas = count // model_parallel
         described = (
-            f"ModelParallel over {described}: mesh (data {replicas}, model "
-            f"{model_parallel})"
+            f"{type(distribution).__name__} over {described}: mesh (data "
+            f"{replicas}, model {model_parallel})"
         )
     elif strategy == "mirrored" or (strategy != "default" and count > 1):
         distribution = keras.distribution.DataParallel(devices=devices)
-        replicas = count
         described = f"DataParallel over {described}"
     else:
         return Devices(

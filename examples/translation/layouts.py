@@ -31,17 +31,7 @@ def layout_map(devices, size):
         (len(devices) // size, size), ("data", "model"), devices
     )
     layouts = keras.distribution.LayoutMap(mesh)
-    for pattern, axes in LAYOUTS.items():
-        layouts[pattern] = axes
+    if size > 1:
+        for pattern, axes in LAYOUTS.items():
+            layouts[pattern] = axes
     return layouts
-
-
-def model_parallel(devices, size):
-    """Returns a `keras.distribution.ModelParallel` for a `Transformer`.
-
-    Args:
-        devices, size: As of `layout_map`.
-    """
-    return keras.distribution.ModelParallel(
-        layout_map=layout_map(devices, size), batch_dim_name="data"
-    )

@@ -80,7 +80,10 @@ def prepared(config):
     """
     start_naming()
     devices = choose_devices(
-        config.strategy, config.virtual_devices, config.model_parallel
+        config.strategy,
+        config.virtual_devices,
+        config.model_parallel,
+        fully_sharded=config.sharding == "fully_sharded",
     )
     check_devices(config, devices)
     with silent_unless_first(devices):

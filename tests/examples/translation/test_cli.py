@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_message(finished_run, tmp_path):
     ]
     done = subprocess.run(
         [
-            *("bash", "-c", 'ulimit -f 150; exec "$@"', "bash"),
+            *("bash", "-c", 'ulimit -f 100; exec "$@"', "bash"),
             *(sys.executable, "-m", "examples.translation", *words),
         ],
         capture_output=True,

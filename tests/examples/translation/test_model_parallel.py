@@ -169,6 +169,41 @@ def test_first_steps_equal_one_device(data_dir, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "devices",
+    [
+        {"sharding": "fully_sharded"},
+        {"sharding": "fully_sharded", "model_parallel": 2},
+    ],
+    ids=["data", "data and model"],
+)
+def test_fully_sharded_continues_what_is_not_and_back(
+    data_dir, tmp_path, devices
+):
+    """Two steps of three are done with every variable split over `data`."""
+    split, translations = split_run(data_dir)
+    fit(data_dir, tmp_path, [1], **SPLIT)
+    sharded = fit(data_dir, tmp_path, [2], **devices)
+    model = sharded.model
+    assert "FullySharded over 8" in sharded.devices.description
+    for variable in (*model.trainable_variables, *sharded.optimizer.variables):
+        replicas = sharded.devices.replicas
+        if any(size % 8 == 0 for size in variable.shape):
+            part = variable.value.addressable_shards[0].data
+            assert part.size * replicas <= variable.value.size, variable.path
+    assert len(sharded.translator.translate(sentences(sharded.corpus))) == 8
+    found = fit(data_dir, tmp_path, [STEPS], **SPLIT)
+    for name in ("loss", "val_loss"):
+        losses = [
+            [row[name] for row in job.state.history] for job in (split, found)
+        ]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+    # All but rounding of the weights, which a beam may feel.
+    assert len(found.translator.translate(sentences(found.corpus))) == len(
+        translations
+    )
+
+
 def test_a_cut_run_continues_bit_for_bit(data_dir, tmp_path):
     straight, _ = split_run(data_dir)
     cut = fit(data_dir, tmp_path, [2, STEPS], **SPLIT)
