@@ -30,6 +30,9 @@ class Devices:
         processes: Their number.
         part: Which part of each batch this process feeds, of how many.
         joined: Whether JAX tells the processes of one another.
+        in_lockstep: Whether a step must end before the next one begins: on
+            CPUs of several processes, two programs that are under way may wait
+            for each other without end.
     """
 
     description: str
@@ -40,6 +43,7 @@ class Devices:
     processes: int = 1
     part: tuple[int, int] = (0, 1)
     joined: bool = False
+    in_lockstep: bool = False
 
     @property
     def on_tpu(self):
@@ -249,6 +253,7 @@ def _jax(strategy, virtual_devices, model_parallel, fully_sharded):
         processes=processes,
         part=(distribution.data_shard_id, min(processes, replicas)),
         joined=jax.distributed.is_initialized(),
+        in_lockstep=processes > 1 and platform == "cpu",
     )
 
 
@@ -294,8 +299,6 @@ def _join_processes():
     several = any(int(os.environ.get(name, 1)) > 1 for name in _COUNTS)
     if not (named or several or _tpu_is_attached()):
         return
-    # On a CPU two programs at once may each wait for the other's processes.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         keras.distribution.initialize()
     except (ValueError, RuntimeError) as error:

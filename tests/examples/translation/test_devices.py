@@ -68,16 +68,32 @@ def test_a_missing_tpu_is_an_error():
 def test_a_mesh_that_leaves_devices_over_is_refused():
     count = keras.distribution.get_device_count()
     message = (
-        rf"--model_parallel must divide .* which is {count}: .*: {count + 1}"
+        rf"--model_parallel must divide .* which is {count} .*: {count + 1}"
     )
     with pytest.raises(UserError, match=message):
         choose_devices("auto", 1, count + 1)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="KERAS_BACKEND=jax runs this.")
-def test_several_processes_are_refused(monkeypatch):
+def test_one_device_cannot_be_several_processes(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(UserError, match="in one process.* Received: 2"):
+    with pytest.raises(UserError, match="--strategy default .*: 2 processes"):
+        choose_devices("default")
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="KERAS_BACKEND=tensorflow runs this."
+)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TPU_WORKER_HOSTNAMES", "host-0,host-1"),
+        ("TF_CONFIG", '{"cluster": {"worker": ["host-0", "host-1"]}}'),
+    ],
+)
+def test_several_hosts_are_refused_naming_jax(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="KERAS_BACKEND=jax .* host-0, host-1"):
         choose_devices()
 
 
@@ -85,8 +101,10 @@ def test_several_processes_are_refused(monkeypatch):
     BACKEND != "tensorflow", reason="KERAS_BACKEND=tensorflow runs this."
 )
 def test_only_jax_splits_a_model():
-    with pytest.raises(UserError, match="needs Keras' JAX backend.* 2 with"):
+    with pytest.raises(UserError, match="--model_parallel 2 needs Keras' JAX"):
         choose_devices("auto", 1, 2)
+    with pytest.raises(UserError, match="fully_sharded needs Keras' JAX"):
+        choose_devices(fully_sharded=True)
 
 
 def test_another_backend_is_refused(monkeypatch):

