@@ -211,13 +211,20 @@ class Cloud:
         sha256 = self.copied()["checkpoint.json"]
         return json.loads(self.object(f"snapshot/objects/{sha256}"))
 
-    def kill_processes(self):
-        """Kills what runs on the machines, as a crash does."""
-        mark = f"STUB_VM={self.root}/vm/".encode()
+    def kill_processes(self, machine=""):
+        """Kills what runs on the machines, or one, as a crash does."""
+        self.signal_processes(machine, signal.SIGKILL)
+
+    def signal_processes(self, machine, number, name=""):
+        """Signals what runs on machines, or what has `name` in its line."""
+        mark = f"STUB_VM={self.root}/vm/{machine}".encode()
         for path in pathlib.Path("/proc").glob("[0-9]*"):
             try:
-                if mark in (path / "environ").read_bytes():
-                    os.kill(int(path.name), signal.SIGKILL)
+                if (
+                    mark in (path / "environ").read_bytes()
+                    and name.encode() in (path / "cmdline").read_bytes()
+                ):
+                    os.kill(int(path.name), number)
             except OSError:
                 continue
 

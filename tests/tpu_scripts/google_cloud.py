@@ -557,6 +557,9 @@ def storage(verb, words, flags):
                 raise CallError(f"The following URLs {NO_OBJECTS}\n{word}")
             if verb == "cat":
                 print(path.read_text(), end="")
+            elif verb == "ls" and path.is_dir():
+                for child in sorted(path.iterdir()):
+                    print(f"{word.rstrip('/')}/{child.name}")
             elif verb == "rm":
                 path.unlink()
             else:

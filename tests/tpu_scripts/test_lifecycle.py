@@ -441,6 +441,115 @@ class TestRun:
         assert cloud.resources() == []
 
 
+class TestSlice:
+    """Two hosts, which a slice of v5p-16 has."""
+
+    @pytest.fixture
+    def slice_(self, cloud):
+        cloud.settings |= MULTI_HOST
+        return cloud
+
+    def test_from_nothing_to_results_to_nothing(self, slice_):
+        output = slice_.tpu(
+            "run", COMMAND='python train.py; echo "I am $WORKER"'
+        )
+        assert "is ready: 2 worker(s)" in output
+        assert slice_.results() == {"step": 6, "starts": [0]}
+        assert slice_.object("exit_code") == "0\n"
+        for worker in "01":
+            log = slice_.object(f"log/worker-{worker}")
+            assert f"run-1 on worker {worker}" in log
+            assert f"I am {worker}" in log
+            record = slice_.object(f"record/worker-{worker}/record/command")
+            assert record.startswith("python train.py")
+        assert slice_.resources() == []
+        slice_.tpu("fetch")
+        folder = slice_.laptop / "results/run-1/log"
+        assert {path.name for path in folder.iterdir()} == {
+            "worker-0",
+            "worker-1",
+        }
+
+    def test_logs_are_told_apart(self, slice_):
+        run = slice_.start(
+            "run", COMMAND='echo "I am $WORKER"; python train.py wait'
+        )
+        slice_.wait_for(lambda: "step 3" in slice_.log())
+        for worker in "01":
+            logs = slice_.start("logs", "--worker", worker)
+            slice_.wait_for(lambda: "step 3" in logs.output())  # noqa: B023
+            assert f"I am {worker}" in logs.output()
+            logs.kill()
+            logs.wait()
+        output = slice_.tpu("logs", "--worker=all")
+        for worker in "01":
+            assert f"worker-{worker}: I am {worker}\n" in output
+        slice_.go()
+        slice_.finish(run)
+        message = "WORKER must be the number of a worker, or all"
+        assert message in slice_.tpu("logs", "--worker=-1", code=2)
+
+    def test_a_slow_worker_is_waited_for(self, slice_):
+        slice_.fault("slow_worker")
+        slice_.tpu("run", COMMAND="python train.py")
+        assert slice_.results() == {"step": 6, "starts": [0]}
+        assert "step 6" in slice_.object("log/worker-1")
+
+    def test_a_worker_that_cannot_be_set_up_ends_the_run(self, slice_):
+        slice_.fault("broken_worker")
+        output = slice_.tpu("run", COMMAND="python train.py", code=1)
+        assert "No space left on device" in output
+        assert "setup workers failed on a worker" in output
+        assert slice_.log() == ""
+        assert slice_.resources() == []
+
+    def test_a_slice_taken_away_goes_on_from_its_checkpoint(self, slice_):
+        output = slice_.tpu("run", COMMAND=PREEMPTED)
+        assert "PREEMPTED. Retry 1 of 5" in output
+        assert slice_.results() == {"step": 6, "starts": [0, 3]}
+        assert slice_.resources() == []
+
+    def test_a_worker_whose_job_died_has_the_slice_made_anew(self, slice_):
+        process = slice_.start("run", COMMAND=WAITING)
+        slice_.wait_for(lambda: "step 3" in slice_.log())
+        slice_.kill_processes("my-tpu-1")
+        output = slice_.finish(process)
+        assert "LOST. Retry 1 of 5" in output
+        assert len(slice_.calls(*CREATE)) == 2
+        assert slice_.results()["step"] == 6
+        assert slice_.resources() == []
+
+    def test_what_others_say_of_a_lost_worker_does_not_end_the_run(
+        self, slice_
+    ):
+        """Processes that train together fail when one of them is gone."""
+        process = slice_.start(
+            "run",
+            COMMAND="python train.py wait",
+        )
+        slice_.wait_for(lambda: "step 3" in slice_.log())
+        slice_.kill_processes("my-tpu-1")
+        slice_.signal_processes("my-tpu-0", signal.SIGKILL, "train.py\0wait")
+        output = slice_.finish(process)
+        assert "LOST. Retry 1 of 5" in output
+        assert slice_.results()["step"] == 6
+        assert slice_.object("exit_code") == "0\n"
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "[ $WORKER = 1 ] || python train.py wait; exit $((7 * WORKER))",
+            "[ $WORKER = 0 ] || { sleep 2; exit 7; }",
+            "[ $WORKER = 1 ] || { sleep 2; exit 0; }; exit 7",
+        ],
+        ids=["others run", "others have ended", "others end later"],
+    )
+    def test_exit_status_is_that_of_the_worst(self, slice_, command):
+        slice_.tpu("run", COMMAND=command, code=7)
+        assert slice_.object("exit_code") == "7\n"
+        assert slice_.resources() == []
+
+
 class TestPreemption:
     @pytest.mark.parametrize(
         "settings, command",

@@ -83,8 +83,9 @@ setup_workers() {
   tell setup.sh
 }
 
-# Sets JOB to what the workers say together, and JOB_CODE. A worker that failed
-# decides; a job that does not run everywhere does not run.
+# Sets JOB to what the workers say together, and JOB_CODE. One that was lost
+# decides, for then the others fail too; else one that failed; and a job that
+# does not run everywhere does not run.
 ask_job() {
   local word
   JOB=EXITED JOB_CODE=0
@@ -97,8 +98,10 @@ ask_job() {
   # Without the repository no job was ever started.
   tell_line "if [ -e tpu_job/source/COMMIT ]; then $(vm_line status.sh); else echo \"tpu_job: worker $WORKER_NUMBER NONE\"; fi" \
     3>/dev/null 2>"$WORK/ssh_errors" || return 1
-  JOB_CODE=$(sed -n 's/^[^ ]* EXITED //p' <<<"$REPLIES" | grep -vx 0 | head -n 1 || true)
-  if [[ -n $JOB_CODE ]]; then return 0; fi
+  if ! grep -q '^[^ ]* LOST' <<<"$REPLIES"; then
+    JOB_CODE=$(sed -n 's/^[^ ]* EXITED //p' <<<"$REPLIES" | grep -vx 0 | head -n 1 || true)
+    if [[ -n $JOB_CODE ]]; then return 0; fi
+  fi
   JOB_CODE=0
   for word in RUNNING NONE LOST BUSY; do
     if grep -q "^[^ ]* $word" <<<"$REPLIES"; then JOB=$word; fi
@@ -208,6 +211,14 @@ carry_out() {
     if [[ $JOB == EXITED ]]; then
       return "$JOB_CODE"
     fi
+    # The workers of a slice only start together, and what the others say of a
+    # lost one is not the end of the run.
+    if [[ $JOB == LOST ]] && ((WORKERS > 1)); then
+      delete_resource
+      exit_code_in_bucket
+      [[ -z $ANSWER ]] || act gcloud storage rm "$(bucket)/exit_code" --quiet ||
+        fail "the exit code of a worker could not be removed; see above."
+    fi
     # Taken away, or deleted by its own watchdog just after it was done?
     exit_code_in_bucket
     [[ -z $ANSWER ]] || return "$ANSWER"
@@ -221,7 +232,5 @@ carry_out() {
         "To go on from the last copy in the bucket: $0 resume"
     retries=$((retries + 1))
     say "$TPU_NAME: $JOB. Retry $retries of $MAX_RETRIES, same run, from its last copy."
-    # The workers of a slice only start together.
-    if [[ $JOB == LOST ]] && ((WORKERS > 1)); then delete_resource; fi
   done
 }

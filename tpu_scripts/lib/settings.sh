@@ -7,7 +7,7 @@ SETTINGS=(
   SPOT MAX_HOURS MAX_RETRIES QUEUE_HOURS
   RUN_ID BACKEND COMMIT COMMAND DATA_DIR LOCAL_DATA_DIR
   OWNER LABELS SERVICE_ACCOUNT NETWORK SUBNETWORK KEEP
-  POLL_SECONDS UPLOAD_SECONDS WAIT_MINUTES LOST_MINUTES PLATFORM
+  POLL_SECONDS UPLOAD_SECONDS WAIT_MINUTES LOST_MINUTES PLATFORM WORKER
 )
 
 is_setting() {
@@ -74,7 +74,7 @@ default_settings() {
   : "${PROVIDER:=auto}" "${SPOT:=no}" "${MAX_HOURS:=8}" "${MAX_RETRIES:=5}"
   : "${QUEUE_HOURS:=24}" "${BACKEND:=jax}" "${COMMIT:=HEAD}" "${KEEP:=no}"
   : "${POLL_SECONDS:=30}" "${UPLOAD_SECONDS:=300}" "${LOST_MINUTES:=30}"
-  : "${PLATFORM:=tpu}" "${QR_ID:=$TPU_NAME}" "${OWNER:=$login}"
+  : "${PLATFORM:=tpu}" "${WORKER:=0}" "${QR_ID:=$TPU_NAME}" "${OWNER:=$login}"
   : "${DATA_DIR:=gs://$BUCKET/tensorflow_datasets}"
   : "${LOCAL_DATA_DIR:=$HOME/tensorflow_datasets}"
   if [[ -z $WAIT_MINUTES && $QUEUE_HOURS =~ ^[0-9]+$ ]]; then
@@ -112,6 +112,7 @@ check_settings() {
   if [[ ,$LABELS =~ ,(managed_by|owner|run_id|delete_after|slice)= ]]; then
     misuse "LABELS must not set ${BASH_REMATCH[1]}, which the scripts set. Received: '$LABELS'"
   fi
+  must WORKER "$whole|all" 'the number of a worker, or all'
   for name in SPOT KEEP; do must "$name" 'yes|no' 'yes or no'; done
   for name in MAX_HOURS QUEUE_HOURS; do
     must "$name" "$positive" 'a whole number of hours, at least 1'

@@ -142,12 +142,22 @@ verb_status() {
 }
 
 verb_logs() {
+  local name
+  if [[ $WORKER == all ]]; then
+    say "from the bucket: the logs as they were last copied"
+    ask_surely gcloud storage ls "$(bucket)/log/" || fail "there is no log of $RUN_ID."
+    for name in $ANSWER; do
+      ask_surely gcloud storage cat "$name" || continue
+      sed "s/^/${name##*/}: /" <<<"$ANSWER"
+    done
+    return 0
+  fi
   look_surely
-  if [[ $STATE == ACTIVE ]] && provider_ssh 0 "$(vm_line logs.sh)"; then
+  if [[ $STATE == ACTIVE ]] && provider_ssh "$WORKER" "$(vm_line logs.sh)"; then
     [[ $DRY_RUN == yes ]] || return 0
   fi
   say "from the bucket: the log as it was last copied"
-  act gcloud storage cat "$(bucket)/log/worker-0" || fail "there is no log of $RUN_ID."
+  act gcloud storage cat "$(bucket)/log/worker-$WORKER" || fail "there is no log of $RUN_ID."
 }
 
 verb_fetch() {

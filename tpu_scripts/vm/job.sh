@@ -26,7 +26,7 @@ trap '(($? == 0)) || not_started' EXIT
 worker=$(worker_number)
 python=$(venv_directory)/bin/python
 PATH=$(dirname "$python"):$PATH
-export PATH DATA_DIR KERAS_BACKEND=$BACKEND
+export PATH DATA_DIR KERAS_BACKEND=$BACKEND WORKER=$worker
 if [[ $BACKEND == jax ]]; then
   # Without it JAX would train on the CPU where it finds no TPU.
   export JAX_PLATFORMS=$PLATFORM
@@ -63,7 +63,8 @@ record() {
 
 keep_uploading() {
   while sleep "$UPLOAD_SECONDS"; do
-    snapshot save || echo "tpu job: the copy to the bucket failed; tried again"
+    ((worker > 0)) || snapshot save ||
+      echo "tpu job: the copy to the bucket failed; tried again"
     upload "$job/log" "$bucket/log/worker-$worker" || true
   done
 }
@@ -79,12 +80,21 @@ save_results() {
   done
 }
 
+# Of several workers one that failed decides, else the first.
+leave_exit_code() {
+  if ((code == 0)); then
+    ((worker == 0)) || return 0
+    ! gcloud storage ls "$bucket/exit_code" >/dev/null 2>&1 || return 0
+  fi
+  upload "$job/exit_code.new" "$bucket/exit_code"
+}
+
 stop() {
   interrupted=yes
   [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
 
-interrupted=no child='' uploader=''
+interrupted=no child=''
 trap stop TERM
 echo "tpu job: $RUN_ID on worker $worker, $(date -u +%Y-%m-%dT%H:%M:%SZ)"
 mkdir -p "$RUN_DIR"
@@ -97,16 +107,14 @@ else
   cd "$checkout"
   bash -c "$COMMAND" &
   child=$!
-  if ((worker == 0)); then
-    keep_uploading 9>&- &
-    uploader=$!
-  fi
+  keep_uploading 9>&- &
+  uploader=$!
   wait "$child" || code=$?
   # A signal ends the wait, not the command.
   while [[ $interrupted == yes ]] && kill -0 "$child" 2>/dev/null; do
     wait "$child" || true
   done
-  [[ -z $uploader ]] || kill "$uploader" 2>/dev/null || true
+  kill "$uploader" 2>/dev/null || true
 fi
 
 # A machine that is taken away says TERM to all, in any order. A command that
@@ -122,5 +130,5 @@ fi
 echo "tpu job: exit code $code"
 save_results
 printf '%s\n' "$code" >"$job/exit_code.new"
-((worker > 0)) || upload "$job/exit_code.new" "$bucket/exit_code" || true
+leave_exit_code || true
 mv "$job/exit_code.new" "$job/exit_code"
