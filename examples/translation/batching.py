@@ -25,6 +25,7 @@ import functools
 import itertools
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,7 @@ from examples.translation.tokenizer import Tokenizer
 
 _CACHE_FORMAT = 1
 _ENCODE_CHUNK = 8192
+_TELL_EVERY = 10  # seconds
 
 
 # --- The encoded corpus ---
@@ -182,6 +184,7 @@ def _encode(corpus, split, tokenizer, max_length, drop_long, directory):
     dropped = cut = 0
     lengths = array.array("q")
     pairs = corpus.read(split)
+    done, told = 0, time.monotonic()
     with (
         open(directory / "source.bin", "wb") as source_file,
         open(directory / "target.bin", "wb") as target_file,
@@ -203,6 +206,10 @@ def _encode(corpus, split, tokenizer, max_length, drop_long, directory):
                 lengths.extend((len(source), len(target)))
                 source_file.write(source.astype(dtype).tobytes())
                 target_file.write(target.astype(dtype).tobytes())
+            done += len(chunk)
+            if time.monotonic() - told > _TELL_EVERY:
+                told = time.monotonic()
+                notice(f"{split}: {done:,} of {corpus.size(split):,} pairs cut")
     lengths = np.array(lengths, np.int64).reshape(-1, 2)
     offsets = np.zeros((2, len(lengths) + 1), np.int64)
     np.cumsum(lengths.T, axis=1, out=offsets[:, 1:])

@@ -357,6 +357,14 @@ class TranslationConfig:
         """Returns every field as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
+    def but_for_paths(self):
+        """Returns a dict of the fields that all hosts of a run share."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if not name.endswith(("_dir", "_source", "_target", "_from"))
+        }
+
     def conflicts(self, other):
         """Returns the fields that forbid resuming `other` with this.
 

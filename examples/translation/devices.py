@@ -6,6 +6,7 @@ import functools
 import glob
 import json
 import os
+import zlib
 
 import keras
 import numpy as np
@@ -255,6 +256,31 @@ def _jax(strategy, virtual_devices, model_parallel, fully_sharded):
         joined=jax.distributed.is_initialized(),
         in_lockstep=processes > 1 and platform == "cpu",
     )
+
+
+def check_alike(devices, facts):
+    """Raises `UserError` unless all processes have the same facts.
+
+    Args:
+        devices: `Devices`.
+        facts: Dict from what the user calls it to a JSON-able value.
+    """
+    if devices.processes == 1:
+        return
+    from jax.experimental import multihost_utils  # noqa: PLC0415
+
+    sums = [zlib.crc32(json.dumps(fact).encode()) for fact in facts.values()]
+    found = multihost_utils.process_allgather(np.array(sums, "uint32"))
+    different = [
+        name
+        for name, column in zip(facts, found.T, strict=True)
+        if len(set(column.tolist())) > 1
+    ]
+    if different:
+        raise UserError(
+            "Processes that train together must be started alike. "
+            f"Different: {', '.join(different)}"
+        )
 
 
 def gathered(variables):

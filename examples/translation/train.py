@@ -18,6 +18,7 @@ from examples.translation import report
 from examples.translation.checkpoint import Checkpoints
 from examples.translation.checkpoint import TrainingState
 from examples.translation.checkpoint import write_atomically
+from examples.translation.devices import check_alike
 from examples.translation.devices import choose_devices
 from examples.translation.devices import gathered
 from examples.translation.devices import undistributed
@@ -97,6 +98,14 @@ def open_job(config, run_dir, corpus, devices):
     """Returns the `Job` of a locked directory; its settings are written."""
     tokenizer = run_tokenizer(config, corpus, run_dir)
     check_vocabulary(config, tokenizer)
+    check_alike(
+        devices,
+        {
+            "the settings": config.but_for_paths(),
+            "the sentences": corpus.fingerprint,
+            "the vocabulary": tokenizer.fingerprint,
+        },
+    )
     checkpoints = Checkpoints(
         checkpoint_directory(config, run_dir),
         interval=config.checkpoint_every,

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import data_input
 from benchmarks import family
 from benchmarks import family_report
 from benchmarks import refresh_cost
@@ -106,3 +107,17 @@ def test_committed_table_is_that_of_its_data(corpus):
 def test_committed_table_of_refreshes_is_that_of_its_data():
     page = refresh_cost.PAGE.read_text()
     assert tables.written(page, "refresh") == refresh_cost.table()
+
+
+def test_input_that_was_cut_into_pieces_once_is_not_cut_again(tmp_path):
+    data_input.write_text(2_000, tmp_path)
+    cold = data_input.measure(tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.bin")}
+    warm = data_input.measure(tmp_path)
+    assert kept
+    assert kept == {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.bin")
+    }
+    assert cold["pairs"] == warm["pairs"] == 2_000
+    rows = [{"start": "cold", **cold}, {"start": "warm", **warm}]
+    assert data_input.table(rows).count("2,000") == 2

@@ -3,9 +3,11 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 from examples.translation import devices
+from examples.translation.devices import Devices
 from examples.translation.devices import choose_devices
 from examples.translation.errors import UserError
 
@@ -79,6 +81,20 @@ def test_one_device_cannot_be_several_processes(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(UserError, match="--strategy default .*: 2 processes"):
         choose_devices("default")
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="KERAS_BACKEND=jax runs this.")
+def test_processes_that_differ_are_refused_by_what_differs(monkeypatch):
+    from jax.experimental import multihost_utils  # noqa: PLC0415
+
+    def gather(mine):
+        return np.stack([mine, [*mine[:-1], mine[-1] + 1]])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    facts = {"the settings": {"seed": 1}, "the vocabulary": "v1"}
+    devices.check_alike(Devices("one", processes=1), facts)
+    with pytest.raises(UserError, match="Different: the vocabulary$"):
+        devices.check_alike(Devices("two", processes=2), facts)
 
 
 @pytest.mark.skipif(
