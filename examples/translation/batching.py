@@ -520,7 +520,7 @@ def _shuffle(count, seed, epoch, stream):
 def _ranges(starts, counts):
     """Joins `arange(start, start + count)` of each start and count."""
     ends = np.cumsum(counts)
-    return np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1])
+    return np.repeat(starts - (ends - counts), counts) + np.arange(counts.sum())
 
 
 # --- Batches ---
