@@ -148,28 +148,36 @@ def alone(configured):
     return config, end
 
 
-def test_two_processes_train_as_one(configured, alone):
-    config = configured("together")
-    first, second = finish(config, 2)
+@pytest.mark.parametrize(
+    "count", [2, pytest.param(4, marks=pytest.mark.exhaustive)]
+)
+def test_processes_train_as_one(configured, alone, count):
+    """Each with two devices."""
+    config = configured(f"together-{count}")
+    first, *others = finish(config, count)
     expected_config, expected = alone
-    assert "DataParallel over 4 cpu devices of 2 processes" in log_of(config, 2)
+    said = log_of(config, count)
+    assert (
+        f"DataParallel over {2 * count} cpu devices of {count} processes"
+        in said
+    )
     np.testing.assert_allclose(
         losses(first["history"]), losses(expected["history"]), rtol=2e-5
     )
     assert_equal_but_for_rounding(config, expected_config)
-    # Every weight and slot is the same, bit for bit, on all four devices.
-    assert first["shards"] == second["shards"]
+    # Every weight and slot is the same, bit for bit, on all devices.
+    assert all(first["shards"] == other["shards"] for other in others)
     for shards in first["shards"].values():
         assert len({digest for _, digest in shards}) == 1
     # Both translate their part of the sentences, and both know all of it.
-    assert first["scores"] == second["scores"] == expected["scores"]
+    for other in others:
+        assert first["scores"] == other["scores"] == expected["scores"]
     # Only the first one speaks.
-    path = os.path.join(config.run_dir, "..", "log-2.1")
-    with open(path) as file:
-        said = file.read()
-    assert "step 5/10" in log_of(config, 2)
-    assert "step 5/10" not in said
-    assert "train: " not in said
+    assert "step 5/10" in said
+    with open(os.path.join(config.run_dir, "..", f"log-{count}.1")) as file:
+        said_by_second = file.read()
+    assert "step 5/10" not in said_by_second
+    assert "train: " not in said_by_second
 
 
 def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
