@@ -14,9 +14,11 @@ seeds are model variables, and the batches follow from the step.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
+import shutil
 import zlib
 
 import jax
@@ -179,6 +181,7 @@ class Checkpoints:
         sums = {group: _sums(values[group]) for group in GROUPS}
         description = description | {"sums": sums}
         self.wait()
+        self._check_space(values)
         with _as_os_error():
             if step in self._manager.all_steps():
                 # It was found to be damaged.
@@ -195,6 +198,27 @@ class Checkpoints:
                     ),
                 ),
                 force=True,
+            )
+
+    def _check_space(self, values):
+        """Raises `OSError` where the disk is too full, before Orbax does.
+
+        It ends in a message, where Orbax leaves pages of them.
+        """
+        directory = str(self._manager.directory)
+        if "://" in directory:
+            return
+        needed = sum(
+            value.size * value.dtype.itemsize
+            for group in GROUPS
+            for value in values[group]
+        )
+        if shutil.disk_usage(directory).free < needed:
+            raise OSError(
+                errno.ENOSPC,
+                f"{os.strerror(errno.ENOSPC)}: a checkpoint takes "
+                f"{needed:,} bytes",
+                directory,
             )
 
     def wait(self):

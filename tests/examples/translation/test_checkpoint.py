@@ -1,5 +1,6 @@
 import json
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -208,6 +209,19 @@ def test_a_damaged_checkpoint_can_be_written_again(tmp_path, checkpoints):
     assert checkpoints.restore(model, optimizer) is None
     checkpoints.save(model, optimizer, TrainingState(1))
     assert checkpoints.restore(model, optimizer).step == 1
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    tmp_path, checkpoints, monkeypatch
+):
+    model, optimizer = build()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=9)
+    )
+    with pytest.raises(OSError, match="No space left on device: a checkpoint"):
+        checkpoints.save(model, optimizer, TrainingState(1))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_saving_does_not_wait_and_keeps_the_values_of_its_time(checkpoints):
