@@ -15,6 +15,7 @@ from examples.translation import commands
 from examples.translation.__main__ import VERBS
 from examples.translation.__main__ import main
 from examples.translation.__main__ import parse
+from examples.translation.checkpoint import Checkpoints
 from examples.translation.config import PRESETS
 from examples.translation.config import TranslationConfig
 
@@ -158,7 +159,9 @@ def test_a_write_that_fails_is_told(finished_run, tmp_path):
     assert done.returncode == 2
     # Orbax' threads print what they were doing, before and after.
     assert f"The run in {tmp_path / 'run'} was stopped: " in done.stderr
-    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
+    checkpoints = Checkpoints.of(tmp_path / "run" / "checkpoints")
+    for step in checkpoints.steps():
+        assert checkpoints.arrays(step)
 
 
 def test_one_translation_prints_nothing_else(finished_run, tmp_path):
