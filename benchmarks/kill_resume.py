@@ -24,7 +24,7 @@ The control shows that a difference is seen: of the run left alone all but the
 oldest checkpoint is taken away, one element of one statistic in it is doubled,
 and the run continued. It must be reported as different.
 
-Takes twelve minutes of processor time; writes a table to stdout and
+Takes half an hour of processor time; writes a table to stdout and
 `benchmarks/results/kill_resume.json`.
 """
 
