@@ -142,13 +142,15 @@ verb_status() {
 }
 
 verb_logs() {
-  local name
+  local name line
   if [[ $WORKER == all ]]; then
     say "from the bucket: the logs as they were last copied"
     ask_surely gcloud storage ls "$(bucket)/log/" || fail "there is no log of $RUN_ID."
     for name in $ANSWER; do
       ask_surely gcloud storage cat "$name" || continue
-      sed "s/^/${name##*/}: /" <<<"$ANSWER"
+      while IFS= read -r line; do
+        printf '%s: %s\n' "${name##*/}" "$line"
+      done <<<"$ANSWER"
     done
     return 0
   fi
