@@ -24,11 +24,11 @@ import time
 from typing import NamedTuple
 
 from examples.translation import report
-from examples.translation.checkpoint import write_atomically
 from examples.translation.config import TranslationConfig
 from examples.translation.errors import UserError
 from examples.translation.evaluate import read_pairs
 from examples.translation.evaluate import translate_pairs
+from examples.translation.files import write_atomically
 from examples.translation.optimizers import OPTIMIZERS as RECIPES
 from examples.translation.termination import Termination
 from examples.translation.train import prepared

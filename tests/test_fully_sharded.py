@@ -483,44 +483,25 @@ def fit_with(model, callbacks):
 # Models of KerasHub, made at random.
 
 
-def gpt2(hub):
-    return hub.models.GPT2Backbone(
-        vocabulary_size=PIECES,
-        num_layers=2,
-        num_heads=4,
-        hidden_dim=32,
-        intermediate_dim=64,
-        max_sequence_length=LENGTH,
-        dropout=0.0,
-    )
+BACKBONE = {
+    "vocabulary_size": PIECES,
+    "num_layers": 2,
+    "hidden_dim": 32,
+    "intermediate_dim": 64,
+}
+HEADS = {"num_heads": 4, "max_sequence_length": LENGTH, "dropout": 0.0}
+QUERY_HEADS = {"num_query_heads": 4, "num_key_value_heads": 1, "head_dim": 8}
 
 
-def gemma(hub):
-    return hub.models.GemmaBackbone(
-        vocabulary_size=PIECES,
-        num_layers=2,
-        num_query_heads=4,
-        num_key_value_heads=1,
-        hidden_dim=32,
-        intermediate_dim=64,
-        head_dim=8,
-    )
-
-
-def bert(hub):
-    return hub.models.BertBackbone(
-        vocabulary_size=PIECES,
-        num_layers=2,
-        num_heads=4,
-        hidden_dim=32,
-        intermediate_dim=64,
-        max_sequence_length=LENGTH,
-        dropout=0.0,
-    )
-
-
-@pytest.mark.parametrize("backbone", [gpt2, gemma, bert])
-def test_backbones_of_keras_hub_train_as_on_one_device(backbone):
+@pytest.mark.parametrize(
+    ("backbone", "settings"),
+    [
+        ("GPT2Backbone", HEADS),
+        ("GemmaBackbone", QUERY_HEADS),
+        ("BertBackbone", HEADS),
+    ],
+)
+def test_backbones_of_keras_hub_train_as_on_one_device(backbone, settings):
     hub = pytest.importorskip(
         "keras_hub", reason="`pip install keras-hub` runs this."
     )
@@ -530,7 +511,7 @@ def test_backbones_of_keras_hub_train_as_on_one_device(backbone):
 
     def trained():
         keras.utils.set_random_seed(0)
-        body = backbone(hub)
+        body = getattr(hub.models, backbone)(**BACKBONE | settings)
         given = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
         features = {
             name: given.get(name, np.zeros_like(ids)) for name in body.input

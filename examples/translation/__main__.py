@@ -241,7 +241,7 @@ def main(argv):
     """Runs a command line and returns its exit status."""
     status = 1
     try:
-        status = _main(argv)
+        status = _status_of(argv)
     except Exception:
         traceback.print_exc()
     if status and _is_joined():
@@ -258,7 +258,7 @@ def _is_joined():
     return jax is not None and jax.distributed.is_initialized()
 
 
-def _main(argv):
+def _status_of(argv):
     try:
         run(*parse(argv))
         sys.stdout.flush()

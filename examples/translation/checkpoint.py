@@ -17,13 +17,11 @@ import dataclasses
 import errno
 import json
 import os
-import pathlib
 import shutil
 import zlib
 
 import jax
 import keras
-import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -39,7 +37,6 @@ _TOLD, _CRC = "description", "crc32"
 _NAMES = ocp.path.step.standard_name_format(
     step_prefix="step", step_format_fixed_length=8
 )
-_UNFINISHED = ".unfinished-"
 
 
 @dataclasses.dataclass
@@ -294,7 +291,7 @@ class Checkpoints:
                     value = mean + (value - mean) / number
                 means[index] = value
         for variable, mean in zip(variables, means, strict=True):
-            variable.assign(mean.astype(numpy_dtype(variable.dtype)))
+            variable.assign(mean.astype(variable.dtype))
 
     def describe(self, step):
         """Returns the description of a checkpoint, a dict.
@@ -322,7 +319,7 @@ class Checkpoints:
                 description,
                 group,
                 [
-                    np.empty(shape, numpy_dtype(dtype))
+                    np.empty(shape, dtype)
                     for _, shape, dtype in description["variables"][group]
                 ],
             )
@@ -376,27 +373,6 @@ def _first_words(error):
     return str(error).partition(" [")[0]
 
 
-def write_atomically(path, text):
-    """Replaces a text file so that a reader sees the old or the new one."""
-    path = pathlib.Path(path)
-    unfinished = path.with_name(f"{_UNFINISHED}{path.name}")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def numpy_dtype(dtype):
-    """Returns the numpy type of a Keras dtype name, bfloat16 included."""
-    return np.dtype(getattr(ml_dtypes, dtype, dtype))
-
-
 def _value(variable):
     """What Orbax takes: an array of JAX, however laid out, or of NumPy."""
     if keras.backend.backend() == "jax":
@@ -412,7 +388,7 @@ def _template(variable):
         return jax.ShapeDtypeStruct(
             value.shape, value.dtype, sharding=value.sharding
         )
-    return np.empty(variable.shape, numpy_dtype(variable.dtype))
+    return np.empty(variable.shape, variable.dtype)
 
 
 def _sums(values):

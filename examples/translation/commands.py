@@ -5,11 +5,11 @@ import json
 import sys
 
 from examples.translation import report
-from examples.translation.checkpoint import write_atomically
 from examples.translation.errors import UserError
 from examples.translation.evaluate import evaluate_splits
 from examples.translation.evaluate import score_splits
 from examples.translation.export import export_saved_model
+from examples.translation.files import write_atomically
 from examples.translation.prepare import prepare as prepare_corpus
 from examples.translation.runs import build_translator
 from examples.translation.runs import existing_run_directory

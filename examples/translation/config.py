@@ -556,15 +556,15 @@ def _check_model_parallel(config):
             "replicated",
             size,
         )
-    for name, asked in (
-        ("model_parallel", size if size > 1 else None),
-        ("sharding", config.sharding),
+    flag = "sharding" if config.sharding else "model_parallel"
+    if (config.sharding or size > 1) and config.strategy in (
+        "default",
+        "mirrored",
     ):
-        if asked and config.strategy in ("default", "mirrored"):
-            raise UserError(
-                f"--{name} lays out the devices itself; it cannot go with "
-                f"--strategy {config.strategy}. Received: {asked}"
-            )
+        raise UserError(
+            f"--{flag} lays out the devices itself; it cannot go with "
+            f"--strategy {config.strategy}. Received: {getattr(config, flag)}"
+        )
     for name in ("num_heads", "ff_dim"):
         if getattr(config, name) % size:
             raise _invalid(

@@ -10,9 +10,9 @@ import platform
 import subprocess
 
 import keras
+import numpy as np
 from matplotlib.figure import Figure
 
-from examples.translation.checkpoint import numpy_dtype
 from keras_adafactor.tables import lines_of_table
 
 HISTORY_COLUMNS = (
@@ -51,7 +51,7 @@ _PACKAGES = (
 def state_bytes(variables):
     """Returns the bytes that Keras variables take."""
     return sum(
-        math.prod(v.shape) * numpy_dtype(v.dtype).itemsize for v in variables
+        math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables
     )
 
 

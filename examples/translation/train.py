@@ -17,7 +17,6 @@ from examples.translation import callbacks
 from examples.translation import report
 from examples.translation.checkpoint import Checkpoints
 from examples.translation.checkpoint import TrainingState
-from examples.translation.checkpoint import write_atomically
 from examples.translation.devices import check_alike
 from examples.translation.devices import choose_devices
 from examples.translation.devices import gathered
@@ -28,6 +27,7 @@ from examples.translation.evaluate import evaluate_splits
 from examples.translation.evaluate import read_pairs
 from examples.translation.evaluate import score_splits
 from examples.translation.evaluate import translate_pairs
+from examples.translation.files import write_atomically
 from examples.translation.losses import SmoothedCrossEntropy
 from examples.translation.losses import masked_accuracy
 from examples.translation.optimizers import accumulates_on_replicas

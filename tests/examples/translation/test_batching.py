@@ -521,6 +521,14 @@ def test_evaluation_dataset_is_the_batches_without_row_numbers(encoded):
         assert_equal_elements(element, batch)
 
 
+def assert_joined_equal(parts, whole):
+    for batch, *of_processes in zip(whole, *parts, strict=True):
+        joined = tf.nest.map_structure(
+            lambda *rows: np.concatenate(rows), *of_processes
+        )
+        assert_equal_elements(joined, batch)
+
+
 @pytest.mark.parametrize("kind", ["bucket", "pack"])
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_parts_of_processes_are_the_batch(encoded, kind, count):
@@ -530,23 +538,15 @@ def test_the_parts_of_processes_are_the_batch(encoded, kind, count):
         train_dataset(encoded, plan, steps=5, part=(index, count))
         for index in range(count)
     ]
-    for batch, *of_processes in zip(whole, *parts, strict=True):
-        joined = tf.nest.map_structure(
-            lambda *rows: np.concatenate(rows), *of_processes
-        )
-        assert_equal_elements(joined, batch)
+    assert_joined_equal(parts, whole)
 
 
 def test_a_process_may_have_no_pair_of_the_last_batch(encoded):
     arguments = encoded, 128, (16,)
     whole = eval_dataset(*arguments)
     parts = [eval_dataset(*arguments, part=(i, 4)) for i in range(4)]
-    for batch, *of_processes in zip(whole, *parts, strict=True):
-        joined = tf.nest.map_structure(
-            lambda *rows: np.concatenate(rows), *of_processes
-        )
-        assert_equal_elements(joined, batch)
-    _, _, weights = of_processes[-1]
+    assert_joined_equal(parts, whole)
+    *_, (_, _, weights) = parts[-1]
     assert not weights.numpy().any()
 
 

@@ -1,4 +1,3 @@
-import json
 import pathlib
 import shutil
 
@@ -283,11 +282,3 @@ def test_loaded_weights_are_the_mean_of_the_steps(checkpoints):
     checkpoints.load_weights(model, [1, 2])
     np.testing.assert_array_equal(kernel, np.full(kernel.shape, 2.5))
     np.testing.assert_array_equal(seed, np.full(seed.shape, 2))
-
-
-def test_a_file_is_replaced_whole(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text("old")
-    checkpoint.write_atomically(path, json.dumps({"new": 1}))
-    assert json.loads(path.read_text()) == {"new": 1}
-    assert list(tmp_path.iterdir()) == [path]

@@ -121,6 +121,20 @@ def test_max_length_cuts_and_extends_the_buckets():
             r"--model_parallel .* cannot go with --strategy mirrored",
         ),
         (
+            {"sharding": "fully_sharded", "strategy": "default"},
+            r"--sharding .* --strategy default. Received: fully_sharded",
+        ),
+        (
+            {"sharding": "replicated", "model_parallel": 2},
+            "--model_parallel must be .* 1 with --sharding replicated. "
+            "Received: 2",
+        ),
+        (
+            {"sharding": "model_parallel"},
+            "--model_parallel must be more than 1 with --sharding "
+            "model_parallel",
+        ),
+        (
             {"steps_per_execution": 3},
             r"--checkpoint_every must be a multiple of --steps_per_execution",
         ),

@@ -62,30 +62,33 @@ path.with_suffix(f".{jax.process_index()}").write_text(json.dumps(found))
 """
 
 
+def beside(config):
+    """The directory around that of the run."""
+    return pathlib.Path(config.run_dir).parent
+
+
 def start(config, count):
     """Starts `count` processes of a configuration; its log is beside it."""
-    path = os.path.join(config.run_dir, "..", "settings.json")
-    with open(path, "w") as file:
-        file.write(config.to_json())
-    log = os.path.join(config.run_dir, "..", f"log-{count}")
+    path = beside(config) / "settings.json"
+    path.write_text(config.to_json())
     shared = {
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "JAX_COMPILATION_CACHE_DIR": os.path.join(config.data_dir, "xla"),
+        "JAX_COMPILATION_CACHE_DIR": f"{config.data_dir}/xla",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
     }
     return Processes(
-        [sys.executable, "-c", PROGRAM, path],
+        [sys.executable, "-c", PROGRAM, str(path)],
         os.environ | shared,
-        pathlib.Path(log),
+        beside(config) / f"log-{count}",
         count,
         victim=0,
     )
 
 
-def log_of(config, count):
-    with open(os.path.join(config.run_dir, "..", f"log-{count}")) as file:
-        return file.read()
+def log_of(config, name):
+    """What a number of processes, or one of them, has said."""
+    return (beside(config) / f"log-{name}").read_text()
 
 
 def finish(config, count):
@@ -93,12 +96,10 @@ def finish(config, count):
     processes = start(config, count)
     processes.wait(PATIENCE)
     assert processes.returncode == 0, log_of(config, count)[-4000:]
-    ends = []
-    for index in range(count):
-        path = os.path.join(config.run_dir, "..", f"settings.{index}")
-        with open(path) as file:
-            ends.append(json.load(file))
-    return ends
+    return [
+        json.loads((beside(config) / f"settings.{index}").read_text())
+        for index in range(count)
+    ]
 
 
 def losses(history):
@@ -108,10 +109,12 @@ def losses(history):
     ]
 
 
+def checkpoints(config):
+    return pathlib.Path(config.run_dir, "checkpoints")
+
+
 def weights(config, step=STEPS):
-    arrays = Checkpoints.of(os.path.join(config.run_dir, "checkpoints")).arrays(
-        step
-    )
+    arrays = Checkpoints.of(checkpoints(config)).arrays(step)
     return [array for group in GROUPS for array in arrays[group]]
 
 
@@ -174,8 +177,7 @@ def test_processes_train_as_one(configured, alone, count):
         assert first["scores"] == other["scores"] == expected["scores"]
     # Only the first one speaks.
     assert "step 5/10" in said
-    with open(os.path.join(config.run_dir, "..", f"log-{count}.1")) as file:
-        said_by_second = file.read()
+    said_by_second = log_of(config, f"{count}.1")
     assert "step 5/10" not in said_by_second
     assert "train: " not in said_by_second
 
@@ -184,9 +186,8 @@ def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
     """The run is then continued by one process on two devices."""
     config = configured("terminated")
     processes = start(config, 2)
-    checkpoints = os.path.join(config.run_dir, "checkpoints")
     began = time.monotonic()
-    while not os.path.exists(os.path.join(checkpoints, "step_00000005")):
+    while not (checkpoints(config) / "step_00000005").exists():
         assert processes.poll() is None, log_of(config, 2)[-4000:]
         assert time.monotonic() < began + PATIENCE
         time.sleep(0.01)
@@ -194,7 +195,7 @@ def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
     processes.wait(PATIENCE)
     assert processes.returncode == 0, log_of(config, 2)[-4000:]
     assert "terminated" in log_of(config, 2)
-    saved = Checkpoints.of(checkpoints).steps()
+    saved = Checkpoints.of(checkpoints(config)).steps()
     assert 5 <= saved[-1] <= STEPS
 
     (end,) = finish(config, 1)
@@ -211,11 +212,9 @@ def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
 
 
 def test_a_mistake_of_one_process_ends_all(configured, tmp_path):
-    """They do not wait for one another for minutes."""
+    """They do not wait for one another, which takes five minutes."""
     config = configured("mistaken", batch_size=6)
     processes = start(config, 2)
-    began = time.monotonic()
-    processes.wait()
+    processes.wait(PATIENCE / 3)
     assert processes.returncode != 0
-    assert time.monotonic() - began < 90
     assert "--batch_size must be a multiple of 4" in log_of(config, 2)
