@@ -47,6 +47,30 @@ SLICES = {
             "adafactor@bfloat16": 19,
         },
     ),
+    "v5e:4x4, fully sharded, width 8,192": (
+        (
+            *("--topology=v5e:4x4", "--width=8192", "--global_batch=16"),
+            "--sharding=fully_sharded",
+        ),
+        {
+            "adam": 16,
+            "keras_adafactor": 20,
+            "adafactor": 30,
+            "adafactor@bfloat16": 45,
+        },
+    ),
+    "v5e:16x16, fully sharded and split 16 ways, width 32,768": (
+        (
+            *("--topology=v5e:16x16", "--width=32768", "--global_batch=16"),
+            *("--sharding=fully_sharded", "--model_parallel=16"),
+        ),
+        {
+            "adam": 15,
+            "keras_adafactor": 20,
+            "adafactor": 30,
+            "adafactor@bfloat16": 45,
+        },
+    ),
 }
 LABELS = {
     "adam": "keras Adam",

@@ -6,6 +6,7 @@ from keras import ops
 
 from examples.translation.layers import causal_mask
 from examples.translation.layers import layer_norm
+from examples.translation.layers import recomputed
 from examples.translation.layers import sinusoidal_positions
 from examples.translation.model import EncoderLayer
 
@@ -69,12 +70,6 @@ class Decoder(keras.Model):
         x = x + ops.cast(encoding, x.dtype)
         visible = causal_mask(length)
         for block in self.blocks:
-            x = self._applied(block, x, visible)
+            call = recomputed(block) if self.remat else block
+            x = call(x, visible=visible)
         return self.embedding(self.layer_norm(x), reverse=True)
-
-    def _applied(self, block, x, visible):
-        if not self.remat:
-            return block(x, visible)
-        # Not `keras.RematScope`, which traces `training` as an array. And not
-        # the block itself: JAX would find it traced already, in `build`.
-        return keras.remat(lambda x: block(x, visible))(x)

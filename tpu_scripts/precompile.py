@@ -80,7 +80,7 @@ class Request:
         length: Tokens of a row.
         global_batch: Rows of a batch, over all devices.
         policy: Dtype policy of Keras.
-        remat: Whether the decoder's blocks are computed again in the backward
+        remat: Whether what is inside layers is computed again in the backward
             pass.
         model_parallel: Devices that the axis `model` has.
         sharding: One of `SHARDINGS`.
@@ -114,6 +114,7 @@ class Request:
             num_heads=self.heads,
             vocab_size=self.vocab_size,
             max_length=self.length,
+            remat="on" if self.remat else "off",
             gradient_accumulation_steps=self.gradient_accumulation_steps,
         )
 
@@ -140,6 +141,7 @@ class Request:
         return (
             f"{name}: {layers} layers, width {self.width:,}, feed-forward "
             f"{self.ff_dim:,}, {self.heads} heads, {self.vocab_size:,} pieces"
+            f"{', rematerialised' if self.remat else ''}"
         )
 
 
@@ -176,7 +178,11 @@ def define_flags():
         flags.DEFINE_integer(name, None, description, lower_bound=1, **known)
     flags.DEFINE_string("policy", "mixed_bfloat16", "Dtype policy.", **known)
     flags.DEFINE_bool(
-        "remat", True, "Decoder: compute blocks again going backward.", **known
+        "remat",
+        None,
+        "Compute again, going backward, what is inside layers. Default: for "
+        "the decoder.",
+        **known,
     )
     flags.DEFINE_string(
         "sharding",
@@ -271,7 +277,9 @@ def parse(argv):
 
 def _check_of_user(values):
     """Raises where a flag needs to know what is in the model."""
-    given = [name for name in SIZES if values[name].value is not None]
+    given = [
+        name for name in (*SIZES, "remat") if values[name].value is not None
+    ]
     if given or values.search == "layers":
         flag = f"--{given[0]}" if given else "--search layers"
         raise UserError(
@@ -295,7 +303,9 @@ def _request(values):
         preset=values.preset,
         global_batch=_batch(values),
         policy=values.policy,
-        remat=values.remat,
+        remat=values.model == "decoder"
+        if values.remat is None
+        else values.remat,
         model_parallel=values.model_parallel,
         sharding=sharding,
         gradient_accumulation_steps=values.gradient_accumulation_steps,

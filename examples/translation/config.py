@@ -210,6 +210,13 @@ class TranslationConfig:
     gradient_accumulation_steps: int = _field(
         1, "Batches whose gradients make one update.", minimum=1
     )
+    remat: str = _field(
+        "off",
+        "on computes what is inside layers again in the backward pass, to keep "
+        "less.",
+        choices=("on", "off"),
+        changes_run=False,
+    )
     mixed_precision: str = _field(
         "none",
         "Type of activations; float16 comes with loss scaling.",

@@ -31,9 +31,6 @@ class Devices:
         processes: Their number.
         part: Which part of each batch this process feeds, of how many.
         joined: Whether JAX tells the processes of one another.
-        in_lockstep: Whether a step must end before the next one begins: on
-            CPUs of several processes, two programs that are under way may wait
-            for each other without end.
     """
 
     description: str
@@ -44,7 +41,6 @@ class Devices:
     processes: int = 1
     part: tuple[int, int] = (0, 1)
     joined: bool = False
-    in_lockstep: bool = False
 
     @property
     def on_tpu(self):
@@ -187,12 +183,13 @@ def _jax(strategy, virtual_devices, model_parallel, fully_sharded):
     # TensorFlow only reads data here; it must not take the GPUs' memory.
     tf.config.set_visible_devices([], "GPU")
     if virtual_devices > 1:
+        _make_threads_for(virtual_devices)
         try:
             if jax.config.jax_num_cpu_devices != virtual_devices:
                 jax.config.update("jax_num_cpu_devices", virtual_devices)
         except RuntimeError as error:
             raise _too_late(virtual_devices) from error
-    _join_processes()
+    _join_processes(virtual_devices)
     processes = jax.process_count()
     if processes > 1 and strategy == "default":
         raise UserError(
@@ -254,7 +251,6 @@ def _jax(strategy, virtual_devices, model_parallel, fully_sharded):
         processes=processes,
         part=(distribution.data_shard_id, min(processes, replicas)),
         joined=jax.distributed.is_initialized(),
-        in_lockstep=processes > 1 and platform == "cpu",
     )
 
 
@@ -311,7 +307,7 @@ def undistributed():
         keras.distribution.set_distribution(distribution)
 
 
-def _join_processes():
+def _join_processes(virtual_devices):
     """Joins the processes that a launcher has started, if it has several.
 
     Keras' variables and JAX' say where they are; on a TPU, and under Slurm or
@@ -325,6 +321,7 @@ def _join_processes():
     several = any(int(os.environ.get(name, 1)) > 1 for name in _COUNTS)
     if not (named or several or _tpu_is_attached()):
         return
+    _make_threads_for(virtual_devices)
     try:
         keras.distribution.initialize()
     except (ValueError, RuntimeError) as error:
@@ -333,6 +330,16 @@ def _join_processes():
                 f"The processes could not be joined: {error}"
             ) from error
         notice(f"Training on this host alone: {error}")
+
+
+def _make_threads_for(devices):
+    """Asks XLA for more threads than devices of a CPU can wait in.
+
+    Each exchange of a device waits for the others in a thread. With one for
+    each device, two exchanges under way may wait for each other without end.
+    """
+    count = max(os.cpu_count(), 8 * devices)
+    os.environ.setdefault("NPROC", f"{count}")
 
 
 _ADDRESSES = ("KERAS_DISTRIBUTION_JOB_ADDRESSES", "JAX_COORDINATOR_ADDRESS")

@@ -200,3 +200,30 @@ def layer_norm(dtype):
     return keras.layers.LayerNormalization(
         epsilon=1e-6, dtype=dtype, name="layer_norm"
     )
+
+
+def recomputed(layer):
+    """The call of a layer, of which its inputs alone are kept.
+
+    What is in between is computed again in the backward pass. Gradients go
+    through what the call is given by position. Not by `keras.RematScope`: what
+    changes inside, as the seeds of dropout do, must come out as a value.
+    """
+
+    def call(*inputs, **options):
+        others = layer.non_trainable_variables
+        # Copies: TensorFlow would read a variable anew going backward.
+        states = [ops.copy(variable) for variable in others]
+        outputs, values = keras.remat(
+            lambda weights, *inputs: layer.stateless_call(
+                weights, states, *inputs, **options
+            )
+        )(
+            [ops.convert_to_tensor(w) for w in layer.trainable_variables],
+            *inputs,
+        )
+        for variable, value in zip(others, values, strict=True):
+            variable.assign(value)
+        return outputs
+
+    return call

@@ -16,6 +16,7 @@ from examples.translation.layers import FeedForward
 from examples.translation.layers import Residual
 from examples.translation.layers import causal_mask
 from examples.translation.layers import layer_norm
+from examples.translation.layers import recomputed
 from examples.translation.layers import segment_mask
 from examples.translation.layers import shared_dropout
 from examples.translation.layers import sinusoidal_positions
@@ -152,8 +153,9 @@ class DecoderLayer(keras.layers.Layer):
 class Encoder(keras.layers.Layer):
     """A stack of encoder layers; pre-LN normalises once more at the end."""
 
-    def __init__(self, num_layers, norm, dtype, name, **options):
+    def __init__(self, num_layers, norm, remat, dtype, name, **options):
         super().__init__(dtype=dtype, name=name)
+        self.remat = remat
         self.stack = [
             EncoderLayer(norm=norm, dtype=dtype, name=f"layer_{i}", **options)
             for i in range(num_layers)
@@ -168,15 +170,17 @@ class Encoder(keras.layers.Layer):
 
     def call(self, x, visible, training=False):
         for layer in self.stack:
-            x = layer(x, visible, training=training)
+            call = recomputed(layer) if self.remat and training else layer
+            x = call(x, visible=visible, training=training)
         return self.layer_norm(x) if self.layer_norm else x
 
 
 class Decoder(keras.layers.Layer):
     """A stack of decoder layers; pre-LN normalises once more at the end."""
 
-    def __init__(self, num_layers, norm, dtype, name, **options):
+    def __init__(self, num_layers, norm, remat, dtype, name, **options):
         super().__init__(dtype=dtype, name=name)
+        self.remat = remat
         self.stack = [
             DecoderLayer(norm=norm, dtype=dtype, name=f"layer_{i}", **options)
             for i in range(num_layers)
@@ -210,11 +214,12 @@ class Decoder(keras.layers.Layer):
         for layer, memory, cache in zip(
             self.stack, memories, caches, strict=True
         ):
-            x, cache = layer(
+            call = recomputed(layer) if self.remat and training else layer
+            x, cache = call(
                 x,
                 memory,
-                self_visible,
-                cross_visible,
+                self_visible=self_visible,
+                cross_visible=cross_visible,
                 cache=cache,
                 index=index,
                 training=training,
@@ -248,6 +253,8 @@ class Transformer(keras.Model):
         norm: `"pre"` or `"post"`, see `layers.Residual`. The paper's is post.
         tie_embeddings: `False` gives source, target and output projection a
             matrix each.
+        remat: Whether training keeps the inputs of layers alone and computes
+            what is inside again in the backward pass.
         name: Where the paths of its variables begin.
         **kwargs: `dtype` and `trainable` of a Keras layer.
 
@@ -266,6 +273,7 @@ class Transformer(keras.Model):
         dropout=0.1,
         norm="pre",
         tie_embeddings=True,
+        remat=False,
         name="transformer",
         **kwargs,
     ):
@@ -300,6 +308,7 @@ class Transformer(keras.Model):
         self.dropout = dropout
         self.norm = norm
         self.tie_embeddings = tie_embeddings
+        self.remat = remat
 
         self.target_embedding = keras.layers.ReversibleEmbedding(
             vocab_size,
@@ -329,6 +338,7 @@ class Transformer(keras.Model):
             "num_heads": num_heads,
             "dropout": dropout,
             "norm": norm,
+            "remat": remat,
             "dtype": self.dtype_policy,
         }
         self.encoder = Encoder(name="encoder", **options)
@@ -460,6 +470,7 @@ class Transformer(keras.Model):
             "dropout": self.dropout,
             "norm": self.norm,
             "tie_embeddings": self.tie_embeddings,
+            "remat": self.remat,
         }
 
 
@@ -481,6 +492,7 @@ def build_model(config, *, vocab_size, piece_count, dtype=None):
         num_heads=config.num_heads,
         dropout=config.dropout,
         norm=config.norm,
+        remat=config.remat == "on",
         dtype=dtype,
     )
     model.build()

@@ -304,6 +304,35 @@ def test_dropout_is_for_training_and_follows_the_seed():
     np.testing.assert_array_equal(first, train_logits()[0])
 
 
+def test_recomputed_layers_train_the_same():
+    """Weights and seeds of dropout, after two steps."""
+    batch = make_batch([[pair] for pair in random_sentences(8)], 9)
+
+    def trained(remat):
+        model = small_model(num_layers=2, dropout=0.1, remat=remat)
+        model.compile(
+            keras.optimizers.SGD(0.1),
+            SmoothedCrossEntropy(0.1, PIECES),
+            jit_compile=True,
+        )
+        losses = [model.train_on_batch(*batch) for _ in range(2)]
+        return losses, model
+
+    expected_losses, expected = trained(remat=False)
+    losses, model = trained(remat=True)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    for variable, other in zip(
+        model.variables, expected.variables, strict=True
+    ):
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(variable),
+            ops.convert_to_numpy(other),
+            rtol=1e-4,
+            atol=1e-6,
+            err_msg=variable.path,
+        )
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_learns_to_reverse(norm):
     rng = np.random.default_rng(0)
@@ -351,7 +380,7 @@ def test_saving_keeps_the_dtype_policy(tmp_path):
 def test_builds_from_a_configuration():
     class Config:
         num_layers, model_dim, ff_dim, num_heads = 1, 8, 12, 2
-        dropout, norm = 0.2, "post"
+        dropout, norm, remat = 0.2, "post", "on"
 
     model = build_model(
         Config, vocab_size=32, piece_count=29, dtype="mixed_bfloat16"
@@ -359,6 +388,7 @@ def test_builds_from_a_configuration():
     assert model.built and len(model.trainable_variables) > 0
     config = model.get_config()
     assert config["dropout"] == 0.2 and config["norm"] == "post"
+    assert config["remat"]
     assert model.compute_dtype == "bfloat16"
 
 
