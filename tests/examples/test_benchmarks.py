@@ -1,5 +1,6 @@
 """What the benchmarks do when they are only asked what they do."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -107,6 +108,15 @@ def test_committed_table_is_that_of_its_data(corpus):
 def test_committed_table_of_refreshes_is_that_of_its_data():
     page = refresh_cost.PAGE.read_text()
     assert tables.written(page, "refresh") == refresh_cost.table()
+
+
+def test_committed_table_of_the_input_is_that_of_its_data():
+    rows = json.loads(data_input.RESULT.read_text())["rows"]
+    page = data_input.PAGE.read_text()
+    assert tables.written(page, "data input") == data_input.table(rows)
+    for row in rows:
+        assert row["peak_resident_gib"] <= 2
+        assert row["start"] == "cold" or row["seconds_to_first_batch"] < 10
 
 
 def test_input_that_was_cut_into_pieces_once_is_not_cut_again(tmp_path):

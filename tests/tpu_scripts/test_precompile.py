@@ -146,6 +146,22 @@ def test_sharding_is_that_of_the_model_unless_it_is_given():
         assert request.sharding == sharding
 
 
+def test_layers_are_recomputed_where_it_is_asked():
+    for line, remat in {
+        "": False,
+        "--remat": True,
+        "--model decoder": True,
+        "--model decoder --noremat": False,
+    }.items():
+        request, _, _ = parse(f"--topology v5e:1x1 {line}")
+        assert request.remat == remat
+        assert request.described().count("rematerialised") == remat
+    request, _, _ = parse("--topology v5e:1x1 --remat")
+    assert request.translation_config("adafactor").remat == "on"
+    with pytest.raises(UserError, match="--remat is of the models"):
+        parse("--topology v5e:1x1 --model a:b --remat")
+
+
 def test_accumulation_is_the_optimizers():
     request, _, _ = parse(
         "--topology v5e:1x1 --gradient_accumulation_steps 4 --global_batch 8"
@@ -317,6 +333,23 @@ def test_real_steps_that_fit_and_do_not(tmp_path):
         assert found["required"] == kept + found["temporaries"]
         # A quarter of every matrix is on each device.
         assert parameters <= found["weights"] < 1.2 * parameters
+
+
+@only_jax
+def test_recomputed_layers_need_less(tmp_path):
+    """The translation model, with its dropout."""
+    temporaries = []
+    for flag in ("--remat", "--noremat"):
+        done = run_program(
+            *("--topology=v5e:1x1", "--preset=tiny", "--layers=2", flag),
+            *("--global_batch=256", f"--json={tmp_path / 'found.json'}"),
+        )
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / "found.json").read_text())
+        (found,) = results["results"]
+        temporaries.append(found["temporaries"])
+    recomputed, kept = temporaries
+    assert recomputed < 0.7 * kept
 
 
 def own_model():
