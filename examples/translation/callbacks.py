@@ -77,6 +77,16 @@ class StopOnTermination(keras.callbacks.Callback):
             raise Terminated(self.termination.requested)
 
 
+class WaitForEachBatch(keras.callbacks.Callback):
+    """Makes Keras wait for the device after every step, by being there."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        pass
+
+    def on_test_batch_end(self, batch, logs=None):
+        pass
+
+
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
     """Raises `UserError` when the validation loss is NaN or infinite.
 

@@ -31,6 +31,9 @@ class Devices:
         processes: Their number.
         part: Which part of each batch this process feeds, of how many.
         joined: Whether JAX tells the processes of one another.
+        in_lockstep: Whether a step must end before the next one begins: on
+            CPUs of several processes, one that had begun some more went on
+            for minutes after another was killed.
     """
 
     description: str
@@ -41,6 +44,7 @@ class Devices:
     processes: int = 1
     part: tuple[int, int] = (0, 1)
     joined: bool = False
+    in_lockstep: bool = False
 
     @property
     def on_tpu(self):
@@ -251,6 +255,7 @@ def _jax(strategy, virtual_devices, model_parallel, fully_sharded):
         processes=processes,
         part=(distribution.data_shard_id, min(processes, replicas)),
         joined=jax.distributed.is_initialized(),
+        in_lockstep=processes > 1 and platform == "cpu",
     )
 
 

@@ -322,6 +322,7 @@ class Job:
         hooks = [
             callbacks.AdvanceState(state),
             callbacks.StopOnTermination(termination, state, save),
+            self.devices.in_lockstep and callbacks.WaitForEachBatch(),
             callbacks.StopOnNonFiniteLoss(state),
             keras_adafactor.OptimizerMonitor(),
             samples,
