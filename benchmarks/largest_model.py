@@ -70,7 +70,7 @@ SLICES = {
             "adafactor": 11,
             "adam": 6,
             "keras_adafactor": 8,
-            "adafactor@bfloat16": 17,
+            "adafactor@bfloat16": 10,
         },
     ),
 }

@@ -187,10 +187,10 @@ def _jax(strategy, virtual_devices, model_parallel, fully_sharded):
     # TensorFlow only reads data here; it must not take the GPUs' memory.
     tf.config.set_visible_devices([], "GPU")
     if virtual_devices > 1:
-        _make_threads_for(virtual_devices)
         try:
             if jax.config.jax_num_cpu_devices != virtual_devices:
                 jax.config.update("jax_num_cpu_devices", virtual_devices)
+                _make_threads_for(virtual_devices)
         except RuntimeError as error:
             raise _too_late(virtual_devices) from error
     _join_processes(virtual_devices)
