@@ -123,12 +123,13 @@ def _run_in_child(nodeids):
     # Each device waits in a thread of its own for the others. With no more
     # threads than devices, two exchanges at a time wait without end; XLA makes
     # as many as NPROC says.
+    threads = f"{4 * VIRTUAL_DEVICES}"
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder, "report.xml")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", f"--junitxml={report}", *nodeids],
             cwd=ROOT,
-            env=os.environ | {IN_CHILD: "1", "NPROC": f"{4 * VIRTUAL_DEVICES}"},
+            env=os.environ | {IN_CHILD: "1", "NPROC": threads},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -70,6 +70,5 @@ class Decoder(keras.Model):
         x = x + ops.cast(encoding, x.dtype)
         visible = causal_mask(length)
         for block in self.blocks:
-            call = recomputed(block) if self.remat else block
-            x = call(x, visible=visible)
+            x = recomputed(block, when=self.remat)(x, visible=visible)
         return self.embedding(self.layer_norm(x), reverse=True)

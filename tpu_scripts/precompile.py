@@ -297,15 +297,16 @@ def _request(values):
     sharding = values.sharding or (
         "model_parallel" if values.model == "translation" else "fully_sharded"
     )
+    remat = values.remat
+    if remat is None:
+        remat = values.model == "decoder"
     return Request(
         topology=values.topology,
         model=values.model,
         preset=values.preset,
         global_batch=_batch(values),
         policy=values.policy,
-        remat=values.model == "decoder"
-        if values.remat is None
-        else values.remat,
+        remat=remat,
         model_parallel=values.model_parallel,
         sharding=sharding,
         gradient_accumulation_steps=values.gradient_accumulation_steps,

@@ -554,9 +554,8 @@ def _check_pairs(config):
 
 def _check_model_parallel(config):
     size = config.model_parallel
-    if (config.sharding == "model_parallel" and size == 1) or (
-        config.sharding == "replicated" and size > 1
-    ):
+    split = {"model_parallel": True, "replicated": False}
+    if split.get(config.sharding, size > 1) != (size > 1):
         raise _invalid(
             "model_parallel",
             "more than 1 with --sharding model_parallel, 1 with --sharding "
@@ -564,10 +563,8 @@ def _check_model_parallel(config):
             size,
         )
     flag = "sharding" if config.sharding else "model_parallel"
-    if (config.sharding or size > 1) and config.strategy in (
-        "default",
-        "mirrored",
-    ):
+    lays_out = config.sharding or size > 1
+    if lays_out and config.strategy in ("default", "mirrored"):
         raise UserError(
             f"--{flag} lays out the devices itself; it cannot go with "
             f"--strategy {config.strategy}. Received: {getattr(config, flag)}"

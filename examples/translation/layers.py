@@ -202,13 +202,15 @@ def layer_norm(dtype):
     )
 
 
-def recomputed(layer):
-    """The call of a layer, of which its inputs alone are kept.
+def recomputed(layer, when=True):
+    """The call of a layer, of which, when asked, its inputs alone are kept.
 
     What is in between is computed again in the backward pass. Gradients go
     through what the call is given by position. Not by `keras.RematScope`: what
     changes inside, as the seeds of dropout do, must come out as a value.
     """
+    if not when:
+        return layer
 
     def call(*inputs, **options):
         others = layer.non_trainable_variables

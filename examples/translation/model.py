@@ -170,7 +170,7 @@ class Encoder(keras.layers.Layer):
 
     def call(self, x, visible, training=False):
         for layer in self.stack:
-            call = recomputed(layer) if self.remat and training else layer
+            call = recomputed(layer, when=self.remat and training)
             x = call(x, visible=visible, training=training)
         return self.layer_norm(x) if self.layer_norm else x
 
@@ -214,7 +214,7 @@ class Decoder(keras.layers.Layer):
         for layer, memory, cache in zip(
             self.stack, memories, caches, strict=True
         ):
-            call = recomputed(layer) if self.remat and training else layer
+            call = recomputed(layer, when=self.remat and training)
             x, cache = call(
                 x,
                 memory,
