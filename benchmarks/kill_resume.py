@@ -25,7 +25,8 @@ oldest checkpoint is taken away, one element of one statistic in it is doubled,
 and the run continued. It must be reported as different.
 
 Takes half an hour of processor time; writes a table to stdout and
-`benchmarks/results/kill_resume.json`.
+`benchmarks/results/kill_resume.json`, where settings that were not asked for
+stay as they are.
 """
 
 import argparse
@@ -632,12 +633,15 @@ def main():
     versions = {
         name: importlib.metadata.version(name) for name in ("keras", "jax")
     }
+    others = {}
+    if arguments.output.exists():
+        others = json.loads(arguments.output.read_text())["settings"]
     result = {
         "seed": arguments.seed,
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         **versions,
-        "settings": rows,
+        "settings": others | rows,
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(map(passed, rows.values())) else 1
