@@ -18,14 +18,12 @@ import statistics
 from matplotlib.figure import Figure
 
 import keras_adafactor
-from benchmarks.family import RESULTS
+from benchmarks import records
 from benchmarks.family import SEEDS
 from benchmarks.family import Run
 from benchmarks.family import configure
 from benchmarks.family import corpus_parser
 from benchmarks.family import parse
-from benchmarks.family import read_runs
-from benchmarks.family import write_runs
 from examples.translation.optimizers import build_optimizer
 from examples.translation.optimizers import rate_or_schedule
 from examples.translation.termination import Termination
@@ -85,7 +83,11 @@ def go_on(config, way, weights, adam):
         return job.state.history, job.finish()["scores"]["final"]
 
 
-def run_seed(options, seed, results, path):
+def result_name(corpus):
+    return f"change_optimizer_{corpus}"
+
+
+def run_seed(options, seed, results):
     config = configure(
         Run("adam", 0, seed, True),
         options.corpus,
@@ -114,7 +116,10 @@ def run_seed(options, seed, results, path):
                 "bleu": scores["test"]["bleu"],
             }
         )
-        write_runs(path, options.corpus, results)
+        records.save(
+            result_name(options.corpus),
+            {"corpus": options.corpus, "runs": results},
+        )
         print(f"seed {seed}  {way}: {_row(results[-1])}", flush=True)
 
 
@@ -164,17 +169,17 @@ def plot(results, title, path):
 
 def main():
     options = parse(corpus_parser(__doc__, "runs/change_optimizer"))
-    path = RESULTS / f"change_optimizer_{options.corpus}.json"
-    results = read_runs(path)
+    name = result_name(options.corpus)
+    results = records.load(name).get("runs", [])
     for seed in SEEDS:
-        run_seed(options, seed, results, path)
+        run_seed(options, seed, results)
     for way in WAYS:
         rows = [row for row in results if row["way"] == way]
         print(
             f"{way:32} largest rise {max(map(rise, rows)):.4f}  "
             f"BLEU {statistics.mean(row['bleu'] for row in rows):.1f}"
         )
-    plot(results, options.corpus, path.with_suffix(".png"))
+    plot(results, options.corpus, records.path(name).with_suffix(".png"))
 
 
 if __name__ == "__main__":

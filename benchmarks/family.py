@@ -15,25 +15,24 @@ holds `train`, `val` and `test_2016_flickr`, each as `.en.gz` and `.de.gz`.
 
 import argparse
 import concurrent.futures
-import json
 import math
 import multiprocessing
 import os
 import pathlib
+import tempfile
 import time
 from typing import NamedTuple
 
+from benchmarks import records
 from examples.translation import report
 from examples.translation.config import TranslationConfig
 from examples.translation.errors import UserError
 from examples.translation.evaluate import read_pairs
 from examples.translation.evaluate import translate_pairs
-from examples.translation.files import write_atomically
 from examples.translation.optimizers import OPTIMIZERS as RECIPES
 from examples.translation.termination import Termination
 from examples.translation.train import prepared
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 OPTIMIZERS = (
     "adam",
     "adamw",
@@ -69,6 +68,13 @@ SETTINGS = {
         "dropout": 0.1,
     },
 }
+QUICK = {
+    "data": "synthetic",
+    "synthetic_train_size": 2_000,
+    "steps": 40,
+    "warmup_steps": 10,
+}
+QUICK_OPTIMIZERS = ("adam", "adafactor")
 # XLA takes minutes to compile their decompositions for a CPU.
 WITHOUT_XLA = ("subspace_momentum", "coap", "soap")
 POINTS_OF_A_CURVE = 10
@@ -123,7 +129,7 @@ def wanted(optimizer, losses):
 
 def configure(run, corpus, text_dir, work_dir):
     """The `TranslationConfig` of a run."""
-    settings = dict(SETTINGS[corpus])
+    settings = dict(SETTINGS.get(corpus, QUICK))
     if text_dir:
         for split, name in (
             ("train", "train"),
@@ -213,7 +219,7 @@ def losses_of(results):
 
 
 def describe(measured):
-    bleu = measured["scores"].get("test", {}).get("bleu")
+    bleu = measured["scores"].get("bleu")
     return (
         f"{measured['optimizer']:18} rate {measured['learning_rate']:.2e}  "
         f"seed {measured['seed']}  val. loss {final_loss(measured):.4f}"
@@ -222,21 +228,35 @@ def describe(measured):
     )
 
 
-def run_all(options, path):
-    """Does all that is wanted, and writes each result as it comes."""
-    results = read_runs(path)
-    # A worker has one core; several of them keep all busy.
+def train_quickly():
+    """A few steps with a few optimizers."""
+    runs = [Run(name, 0, SEEDS[0], False) for name in QUICK_OPTIMIZERS]
+    with tempfile.TemporaryDirectory() as folder, worker_pool(2) as pool:
+        for future in [
+            pool.submit(train, run, None, None, folder) for run in runs
+        ]:
+            print(describe(future.result()), flush=True)
+
+
+def worker_pool(workers):
+    """Processes of one core each, a new one for every run."""
     os.environ |= {
         "TF_NUM_INTRAOP_THREADS": "1",
         "TF_NUM_INTEROP_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    running = {}
-    with concurrent.futures.ProcessPoolExecutor(
-        options.workers,
+    return concurrent.futures.ProcessPoolExecutor(
+        workers,
         mp_context=multiprocessing.get_context("spawn"),
         max_tasks_per_child=1,
-    ) as pool:
+    )
+
+
+def run_all(options):
+    """Does all that is wanted, and writes each result as it comes."""
+    results = load(options.corpus)
+    running = {}
+    with worker_pool(options.workers) as pool:
         while True:
             losses = losses_of(results)
             todo = [
@@ -263,17 +283,19 @@ def run_all(options, path):
                 del running[future]
                 results.append(future.result())
                 print(describe(results[-1]), flush=True)
-            write_runs(path, options.corpus, results)
+            records.save(
+                result_name(options.corpus),
+                {"corpus": options.corpus, "runs": results},
+            )
 
 
-def read_runs(path):
-    """The runs that were written to a file of results; none without it."""
-    return json.loads(path.read_text())["runs"] if path.exists() else []
+def result_name(corpus):
+    return f"family_{corpus}"
 
 
-def write_runs(path, corpus, runs):
-    data = {"corpus": corpus, "runs": runs}
-    write_atomically(path, json.dumps(data, indent=1) + "\n")
+def load(corpus):
+    """What was done on a corpus: a list of what `train` returned."""
+    return records.load(result_name(corpus)).get("runs", [])
 
 
 def corpus_parser(description, work_dir):
@@ -300,9 +322,17 @@ def main():
     parser = corpus_parser(__doc__, "runs/family")
     parser.add_argument("--optimizers", nargs="+", default=OPTIMIZERS)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"a few steps of {', '.join(QUICK_OPTIMIZERS)}, no file written",
+    )
     options = parse(parser)
-    run_all(options, RESULTS / f"family_{options.corpus}.json")
-    print("python -m benchmarks.family_report draws and writes what was found")
+    if options.quick:
+        train_quickly()
+        return
+    run_all(options)
+    print("python -m benchmarks.family_report draws what was found")
 
 
 if __name__ == "__main__":

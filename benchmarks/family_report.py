@@ -1,26 +1,25 @@
-"""Tables and plots of what `benchmarks.family` measured.
+"""Table and plots of what `benchmarks.family` measured.
 
     python -m benchmarks.family_report
 
 Draws `results/family_<corpus>_loss.png` and `results/family_<corpus>_bleu.png`
-beside this file, and writes the tables of `docs/which_optimizer.md`.
+beside this file. The tables of `docs/which_optimizer.md` are written by
+`python -m benchmarks.report`.
 """
 
 import argparse
-import pathlib
 import statistics
 
 from matplotlib.figure import Figure
 
+from benchmarks import records
 from benchmarks import tables
 from benchmarks.family import OPTIMIZERS
-from benchmarks.family import RESULTS
 from benchmarks.family import SEEDS
 from benchmarks.family import SETTINGS
 from benchmarks.family import final_loss
-from benchmarks.family import read_runs
+from benchmarks.family import load
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "which_optimizer.md"
 TITLES = {
     "synthetic": "embedded synthetic corpus",
     "multi30k": "Multi30k",
@@ -77,7 +76,9 @@ def spread(values, digits):
 
 
 def table(results):
-    """The table of a corpus, the best BLEU first."""
+    """The table of a corpus, the best BLEU first; empty without results."""
+    if not finals(results):
+        return ""
     rows = []
     ordered = sorted(
         finals(results).items(),
@@ -166,28 +167,18 @@ def plot_bleu(results, title, path):
     figure.savefig(path, format="png", dpi=120)
 
 
-def load(corpus):
-    return read_runs(RESULTS / f"family_{corpus}.json")
-
-
 def main():
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     ).parse_args()
-    page = PAGE.read_text()
     for corpus in SETTINGS:
         results = load(corpus)
         if not finals(results):
             continue
         for kind, plot in (("loss", plot_losses), ("bleu", plot_bleu)):
-            plot(
-                results,
-                TITLES[corpus],
-                RESULTS / f"family_{corpus}_{kind}.png",
-            )
-        page = tables.replaced(page, f"family {corpus}", table(results))
-    PAGE.write_text(page)
-    print(f"written to {RESULTS} and {PAGE}")
+            path = records.FOLDER / f"family_{corpus}_{kind}.png"
+            plot(results, TITLES[corpus], path)
+            print(f"written to {path}")
 
 
 if __name__ == "__main__":

@@ -8,84 +8,68 @@ turn, beside Adam's. On JAX both are compiled by the TPU compiler too (v5e;
 nothing is executed on a TPU): bytes moved and cycles are those of the
 compiler, which counts the body of a loop once, so that of a decomposition they
 are a lower bound. Writes `results/refresh_cost_<backend>.json` beside this
-file, and the table of `docs/memory_and_speed.md`.
+file.
 """
 
 import argparse
-import json
+import functools
 import math
-import pathlib
 import statistics
 import time
 
 import keras
 import numpy as np
-from keras import ops
 
+from benchmarks import optimizers
+from benchmarks import records
+from benchmarks import steps
 from benchmarks import tables
 from benchmarks.step_time import MODES
-from benchmarks.step_time import make_step
+from benchmarks.step_time import timed
 from keras_adafactor import COAP
 from keras_adafactor import SOAP
 from keras_adafactor import SubspaceMomentum
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "memory_and_speed.md"
 TOPOLOGY = "v5e:2x2"
-# Name -> class, arguments, steps from one refresh to the next.
+# Name -> function that makes it, steps from one refresh to the next.
 OPTIMIZERS = {
-    "SOAP": (SOAP, {}, 10),
-    "SOAP, one-sided": (SOAP, {"one_sided": True}, 10),
-    "SubspaceMomentum, svd": (SubspaceMomentum, {"rank": 64}, 200),
-    "SubspaceMomentum, random": (
-        SubspaceMomentum,
-        {"rank": 64, "basis": "random"},
+    "SOAP": (SOAP, 10),
+    "SOAP, one-sided": (functools.partial(SOAP, one_sided=True), 10),
+    "SubspaceMomentum, svd": (
+        functools.partial(SubspaceMomentum, rank=64),
         200,
     ),
-    "COAP": (COAP, {}, 32),
-    "COAP, sketch": (COAP, {"recalibrate_every": 1}, 160),
+    "SubspaceMomentum, random": (
+        functools.partial(SubspaceMomentum, rank=64, basis="random"),
+        200,
+    ),
+    "COAP": (COAP, 32),
+    "COAP, sketch": (functools.partial(COAP, recalibrate_every=1), 160),
 }
-
-
-def fixed(cls, due):
-    """The class, with a refresh in every step or in none."""
-
-    class Fixed(cls):
-        def is_refresh_due(self, count):
-            return ops.convert_to_tensor(due)
-
-    return Fixed
-
-
-def timed(steps, rounds):
-    """Median milliseconds of every step, done in turn."""
-    seconds = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    return {n: 1e3 * statistics.median(s) for n, s in seconds.items()}
 
 
 def run_here(shape, rounds):
     """Optimizer -> milliseconds of its steps; Adam's are under `None`."""
     rng = np.random.default_rng(0)
-    gradient = ops.convert_to_tensor(rng.normal(size=shape).astype("float32"))
+    weight, gradient = (
+        rng.normal(size=shape).astype("float32") for _ in range(2)
+    )
     mode = MODES[keras.backend.backend()][0]
-    made = {(None, False): keras.optimizers.Adam(1e-3)} | {
-        (name, due): fixed(cls, due)(**arguments)
-        for name, (cls, arguments, _) in OPTIMIZERS.items()
+    makers = {(None, False): keras.optimizers.Adam} | {
+        (name, due): optimizers.refreshing(make, due)
+        for name, (make, _) in OPTIMIZERS.items()
         for due in (False, True)
     }
-    steps = {}
-    for key, optimizer in made.items():
-        variable = keras.Variable(rng.normal(size=shape).astype("float32"))
-        steps[key] = make_step(optimizer, [variable], [gradient], mode)
+    takers = {}
+    for key, make in makers.items():
+        takers[key] = steps.of_keras(make, [weight], [gradient], mode).take
         for _ in range(2):
-            steps[key]()
+            takers[key]()
         print(f"  {key[0] or 'keras.Adam'}: compiled", flush=True)
-    return timed(steps, rounds)
+    return {
+        key: 1e3 * statistics.median(clock for clock, _ in samples)
+        for key, samples in timed(takers, rounds).items()
+    }
 
 
 def compiled_for_tpu(shape):
@@ -96,12 +80,12 @@ def compiled_for_tpu(shape):
 
     device = tpu_compiler.devices(TOPOLOGY)[0]
     figures = {}
-    for name, (cls, arguments, _) in OPTIMIZERS.items():
+    for name, (make, _) in OPTIMIZERS.items():
         for due in (False, True):
             began = time.monotonic()
             variable = keras.Variable("zeros", shape=shape, dtype="float32")
             program = train_step.compile_optimizer_step(
-                fixed(cls, due)(**arguments), [variable], device
+                optimizers.refreshing(make, due)(), [variable], device
             )
             size = math.prod(shape)
             figures[name, due] = {
@@ -113,15 +97,18 @@ def compiled_for_tpu(shape):
     return figures
 
 
-def load(backend):
-    path = RESULTS / f"refresh_cost_{backend}.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+def result_name(backend):
+    return f"refresh_cost_{backend}"
 
 
 def table():
     """What was measured, of TensorFlow and of JAX, as Markdown."""
     rows = []
-    for here, there in zip(load("tensorflow"), load("jax"), strict=True):
+    measured = [
+        records.load(result_name(backend))["rows"]
+        for backend in ("tensorflow", "jax")
+    ]
+    for here, there in zip(*measured, strict=True):
         bytes_moved = [
             f"{there[kind]['bytes_accessed']:.0f}"
             for kind in ("tpu_ordinary", "tpu_refresh")
@@ -156,7 +143,7 @@ def main():
     figures = compiled_for_tpu(shape) if backend == "jax" else {}
     adam = milliseconds[None, False]
     rows = []
-    for name, (_, _, every) in OPTIMIZERS.items():
+    for name, (_, every) in OPTIMIZERS.items():
         ordinary, refresh = (milliseconds[name, due] for due in (False, True))
         mean = ordinary + (refresh - ordinary) / every
         rows.append(
@@ -186,24 +173,8 @@ def main():
                     f"{found['cycles'] / 1e3:.2f} cycles a parameter, "
                     f"compiled in {found['compile_seconds']:.0f} s"
                 )
-    path = RESULTS / f"refresh_cost_{backend}.json"
-    path.write_text(
-        json.dumps(
-            {
-                "backend": backend,
-                "keras": keras.version(),
-                "shape": shape,
-                "adam_ms": adam,
-                "rows": rows,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
-    print(f"written to {path}")
-    if load("tensorflow") and load("jax"):
-        page = PAGE.read_text()
-        PAGE.write_text(tables.replaced(page, "refresh", table()))
+    result = {"backend": backend, "shape": shape, "adam_ms": adam, "rows": rows}
+    print(f"written to {records.save(result_name(backend), result)}")
 
 
 if __name__ == "__main__":

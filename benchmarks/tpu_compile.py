@@ -6,8 +6,9 @@
 Compiles for one TPU v5e, executes nothing: the figures are the compiler's. For
 the step of the optimizer alone it prints the bytes it moves and its estimate
 of cycles; for a whole training step of twelve 4096 x 4096 layers the memory it
-needs, which shows what a guard makes wait. Writes `results/tpu_compile.json`
-beside this file.
+needs, which shows what a guard makes wait. What some optimizers do every so
+many steps alone is left out: `benchmarks.refresh_cost` has it. Writes
+`results/tpu_compile.json` beside this file.
 """
 
 import argparse
@@ -15,34 +16,47 @@ import os
 
 if __name__ == "__main__":
     # Before the imports, so that --help needs no compiler.
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one matrix, no file written"
+    )
+    options = parser.parse_args()
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"  # run here, compile for a TPU
 
-import json  # noqa: E402
+import functools  # noqa: E402
 import math  # noqa: E402
-import pathlib  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
 
+from benchmarks import optimizers  # noqa: E402
+from benchmarks import records  # noqa: E402
 from keras_adafactor import Adafactor  # noqa: E402
 from tpu_scripts import tpu_compiler  # noqa: E402
 from tpu_scripts import train_step  # noqa: E402
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "tpu_compile.json"
 TOPOLOGY = "v5e:2x2"
 SHAPES = [(4096, 4096), (16384, 8192), (1024, 16, 64), (3, 3, 512, 512)]
+QUICK_SHAPES = [(512, 512)]
+# On every shape; the rest of the family on the first one.
 OPTIMIZERS = {
-    "Adafactor": lambda: Adafactor(),
-    "Adafactor, no guard": lambda: Adafactor(skip_nonfinite=None),
-    "Adafactor, whole-step guard": lambda: Adafactor(skip_nonfinite="step"),
-    "keras.Adafactor": lambda: keras.optimizers.Adafactor(),
-    "keras.Adam": lambda: keras.optimizers.Adam(),
+    "Adafactor": Adafactor,
+    "Adafactor, no guard": functools.partial(Adafactor, skip_nonfinite=None),
+    "Adafactor, whole-step guard": functools.partial(
+        Adafactor, skip_nonfinite="step"
+    ),
+    "keras.Adafactor": keras.optimizers.Adafactor,
+    "keras.Adam": keras.optimizers.Adam,
+}
+FAMILY = OPTIMIZERS | {
+    name: optimizers.refreshing(make, False)
+    for name, make in (optimizers.KERAS | optimizers.FAMILY).items()
+    if name not in OPTIMIZERS
 }
 LAYERS, WIDTH, BATCH = 12, 4096, 64
 
@@ -101,41 +115,52 @@ def compile_training_step(make, device):
     }
 
 
-def main():
-    device = tpu_compiler.devices(TOPOLOGY)[0]
-    results = {
-        "topology": TOPOLOGY,
-        "jax": jax.__version__,
-        "keras": keras.version(),
-        "optimizer_step": [],
-        "training_step": [],
-    }
+def optimizer_steps(shapes, device):
+    """A dict for each optimizer and shape; prints it."""
+    rows = []
     print("optimizer step, a parameter (cycles: a thousand parameters)")
     print(f"{'shape':20} {'optimizer':28} {'bytes':>7} {'cycles':>7} temp")
-    for shape in SHAPES:
-        for name, make in OPTIMIZERS.items():
+    for shape in shapes:
+        for name, make in (
+            FAMILY if shape == SHAPES[0] else OPTIMIZERS
+        ).items():
             row = compile_optimizer_step(make, shape, device)
-            results["optimizer_step"].append(
-                {"shape": shape, "optimizer": name, **row}
-            )
+            rows.append({"shape": shape, "optimizer": name, **row})
             print(
-                f"{str(shape):20} {name:28} {row['bytes_accessed']:7.2f} "
+                f"{shape!s:20} {name:28} {row['bytes_accessed']:7.2f} "
                 f"{row['cycles']:7.1f} {row['temporary_bytes']:.3f}",
                 flush=True,
             )
+    return rows
+
+
+def training_steps(device):
+    """A dict for each optimizer; prints it."""
+    rows = []
     print("\nwhole training step, bytes a parameter")
-    for name, make in OPTIMIZERS.items():
+    for name, make in FAMILY.items():
         row = compile_training_step(make, device)
-        results["training_step"].append({"optimizer": name, **row})
+        rows.append({"optimizer": name, **row})
         print(
             f"{name:28} arguments {row['argument_bytes']:6.3f}, temporaries "
             f"{row['temporary_bytes']:.3f}",
             flush=True,
         )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1))
-    print(f"written to {RESULTS}")
+    return rows
+
+
+def main(quick):
+    device = tpu_compiler.devices(TOPOLOGY)[0]
+    if quick:
+        optimizer_steps(QUICK_SHAPES, device)
+        return
+    result = {
+        "topology": TOPOLOGY,
+        "optimizer_step": optimizer_steps(SHAPES, device),
+        "training_step": training_steps(device),
+    }
+    print(f"written to {records.save('tpu_compile', result)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(options.quick)

@@ -1,19 +1,20 @@
 """What the benchmarks do when they are only asked what they do."""
 
-import json
-import pathlib
+import re
 import subprocess
 import sys
 
+import keras
 import pytest
 
 from benchmarks import data_input
 from benchmarks import family
 from benchmarks import family_report
-from benchmarks import refresh_cost
+from benchmarks import records
+from benchmarks import report
 from benchmarks import tables
 
-RESULTS = pathlib.Path(__file__).parents[2] / "benchmarks" / "results"
+RESULTS = records.FOLDER
 PROGRAM = """
 import runpy
 import sys
@@ -91,32 +92,61 @@ def test_table_is_replaced_where_it_stands():
         tables.written(text, "y")
 
 
-@pytest.mark.parametrize("corpus", family.SETTINGS)
-def test_committed_table_is_that_of_its_data(corpus):
-    results = family_report.load(corpus)
-    if not family_report.PAGE.exists() or not results:
-        pytest.skip(
-            f"The comparison on {corpus} is not complete, and in no page yet: "
-            "python -m benchmarks.family goes on with it."
-        )
-    page = family_report.PAGE.read_text()
-    assert tables.written(page, f"family {corpus}") == family_report.table(
-        results
-    )
+def test_committed_tables_are_those_of_their_data():
+    assert report.outdated() == {}
 
 
-def test_committed_table_of_refreshes_is_that_of_its_data():
-    page = refresh_cost.PAGE.read_text()
-    assert tables.written(page, "refresh") == refresh_cost.table()
+def test_table_that_is_not_of_its_data_is_found(monkeypatch):
+    page, name, make = report.TABLES[0]
+    changed = report.Table(page, name, lambda: make().replace("1", "2", 1))
+    monkeypatch.setattr(report, "TABLES", [changed])
+    assert list(report.outdated()) == [changed]
 
 
-def test_committed_table_of_the_input_is_that_of_its_data():
-    rows = json.loads(data_input.RESULT.read_text())["rows"]
-    page = data_input.PAGE.read_text()
-    assert tables.written(page, "data input") == data_input.table(rows)
-    for row in rows:
+def test_measured_input_is_small_and_starts_fast():
+    for row in records.load("data_input")["rows"]:
         assert row["peak_resident_gib"] <= 2
         assert row["start"] == "cold" or row["seconds_to_first_batch"] < 10
+
+
+def test_quick_benchmarks_run_and_write_nothing():
+    before = {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
+    backend = keras.backend.backend()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks", "--quick"),
+            *("--backends", backend),
+        ],
+        cwd=RESULTS.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (ours,) = re.findall(
+        r"^(?:graph|eager|jit) +Adafactor +.* s +(\d\.\d+)$",
+        done.stdout,
+        re.MULTILINE,
+    )[:1]
+    assert float(ours) < 0.2
+    assert before == {
+        path: path.stat().st_mtime_ns for path in RESULTS.iterdir()
+    }
+
+
+def test_benchmarks_are_listed():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks"],
+        cwd=RESULTS.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    modules = {path.stem for path in RESULTS.parent.glob("*.py")}
+    listed = {line.split()[0] for line in done.stdout.splitlines()}
+    assert listed <= modules
+    without_main = {"__init__", "__main__", "records", "optimizers", "steps"}
+    # It takes finished runs as arguments.
+    without_main |= {"tables", "compare_runs"}
+    assert modules - listed == without_main
 
 
 def test_input_that_was_cut_into_pieces_once_is_not_cut_again(tmp_path):
@@ -130,4 +160,4 @@ def test_input_that_was_cut_into_pieces_once_is_not_cut_again(tmp_path):
     }
     assert cold["pairs"] == warm["pairs"] == 2_000
     rows = [{"start": "cold", **cold}, {"start": "warm", **warm}]
-    assert data_input.table(rows).count("2,000") == 2
+    assert data_input.table_of(rows).count("2,000") == 2
