@@ -55,6 +55,10 @@ else:
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
+    # `fit` has its way already. In a `tf.function` of a user AutoGraph would
+    # convert all that is called from here, and take most of the tracing.
+    without_autograph = tf.autograph.experimental.do_not_convert
+
     def densify(gradient):
         """A dense gradient; the repeated rows of a sparse one are summed."""
         if isinstance(gradient, tf.IndexedSlices):
@@ -130,6 +134,10 @@ if keras.backend.backend() == "tensorflow":
         )
 
 else:
+
+    def without_autograph(function):
+        """The function, which TensorFlow would trace as it is written."""
+        return function
 
     def densify(gradient):
         # `BCOO` of JAX.

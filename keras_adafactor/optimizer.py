@@ -329,6 +329,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
 
     # The step.
 
+    @backend.without_autograph
     def apply(self, grads, trainable_variables=None):
         grads = [backend.densify(gradient) for gradient in grads]
         if self.loss_scale_factor is not None:

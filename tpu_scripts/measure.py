@@ -16,7 +16,7 @@ import keras_adafactor
 from examples.translation.errors import UserError
 from examples.translation.layouts import layout_map
 from examples.translation.losses import SmoothedCrossEntropy
-from examples.translation.losses import masked_accuracy
+from examples.translation.losses import means_over_pieces
 from examples.translation.model import build_model
 from examples.translation.optimizers import build_optimizer
 from examples.translation.tokenizer import padded_vocabulary
@@ -192,11 +192,7 @@ def _compiled(model, optimizer, loss, batch):
     model.compile(
         optimizer=optimizer,
         loss=loss,
-        weighted_metrics=[
-            keras.metrics.MeanMetricWrapper(
-                masked_accuracy, name="token_accuracy"
-            )
-        ],
+        weighted_metrics=means_over_pieces(loss),
         jit_compile=True,
     )
     train_step.build(model, batch)

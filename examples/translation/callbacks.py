@@ -30,7 +30,10 @@ class TokenCount(keras.metrics.Sum):
 
 
 class AdvanceState(keras.callbacks.Callback):
-    """Counts steps in the state and times the training; must come first."""
+    """Counts steps in the state and times the training; must come first.
+
+    The losses that it leaves in the logs are those of `means_over_pieces`.
+    """
 
     def __init__(self, state: TrainingState):
         super().__init__()
@@ -45,6 +48,8 @@ class AdvanceState(keras.callbacks.Callback):
         self._trained = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        for prefix in ("", "val_"):
+            logs[f"{prefix}loss"] = logs.pop(f"{prefix}token_loss")
         self.state.step += self.params["steps"]
         seconds = (self._trained or time.perf_counter()) - self._began
         logs["steps"] = self.params["steps"]

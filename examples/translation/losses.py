@@ -92,6 +92,22 @@ def masked_accuracy(labels, logits):
     return ops.cast(label_logit > best_other, "float32")
 
 
+def means_over_pieces(loss):
+    """Weighted metrics of `compile`: `token_accuracy` and `token_loss`.
+
+    Keras' own mean of a loss is that of its batches, by their rows: of what a
+    replica saw, it makes padding count, and other batches make another mean.
+    These are the means of all pieces, however they came.
+
+    Args:
+        loss: `SmoothedCrossEntropy`.
+    """
+    return [
+        keras.metrics.MeanMetricWrapper(masked_accuracy, name="token_accuracy"),
+        keras.metrics.MeanMetricWrapper(loss.call, name="token_loss"),
+    ]
+
+
 def _is_label(labels, logits):
     """bool `(B, T, vocab_size)`; a comparison, which fuses, not one_hot."""
     pieces = np.arange(logits.shape[-1])

@@ -29,7 +29,7 @@ from examples.translation.evaluate import score_splits
 from examples.translation.evaluate import translate_pairs
 from examples.translation.files import write_atomically
 from examples.translation.losses import SmoothedCrossEntropy
-from examples.translation.losses import masked_accuracy
+from examples.translation.losses import means_over_pieces
 from examples.translation.optimizers import accumulates_on_replicas
 from examples.translation.optimizers import build_optimizer
 from examples.translation.optimizers import describe_optimizer
@@ -205,15 +205,14 @@ class Job:
     def compile(self, optimizer):
         """Gives the model an optimizer, and builds it."""
         config = self.config
+        loss = SmoothedCrossEntropy(
+            config.label_smoothing, self.tokenizer.piece_count
+        )
         self.model.compile(
             optimizer=optimizer,
-            loss=SmoothedCrossEntropy(
-                config.label_smoothing, self.tokenizer.piece_count
-            ),
+            loss=loss,
             weighted_metrics=[
-                keras.metrics.MeanMetricWrapper(
-                    masked_accuracy, name="token_accuracy"
-                ),
+                *means_over_pieces(loss),
                 callbacks.TokenCount(name="tokens"),
             ],
             jit_compile=config.jit_compile != "off"

@@ -45,6 +45,7 @@ def fit():
             loss="mse",
             weighted_metrics=[
                 keras.metrics.MeanAbsoluteError(name="token_accuracy"),
+                keras.metrics.MeanSquaredError(name="token_loss"),
                 callbacks.TokenCount(name="tokens"),
             ],
         )

@@ -5,6 +5,7 @@ from keras import ops
 
 from examples.translation.losses import SmoothedCrossEntropy
 from examples.translation.losses import masked_accuracy
+from examples.translation.losses import means_over_pieces
 
 PIECES, VOCABULARY = 6, 8
 
@@ -148,6 +149,28 @@ def test_accuracy_leaves_out_padding_in_compile():
     )
     _, accuracy = model.test_on_batch(labels, labels, weights)
     assert accuracy == 1.0
+
+
+def test_means_over_pieces_are_those_of_any_batches():
+    """Keras' own loss is another one, with padding in one batch."""
+    labels, logits, weights = random_batch()
+    weights[:2] = 0
+    loss = SmoothedCrossEntropy(0.1, PIECES)
+    expected = oracle(labels, logits, 0.1)[weights > 0].mean()
+
+    def evaluated(batches):
+        model = keras.Sequential([keras.layers.Identity()])
+        model.compile(loss=loss, weighted_metrics=means_over_pieces(loss))
+        data = ((logits[b], labels[b], weights[b]) for b in batches)
+        return model.evaluate(data, return_dict=True, verbose=0)
+
+    everything = evaluated([slice(None)])
+    in_parts = evaluated([slice(0, 2), slice(2, None)])
+    for found in (everything, in_parts):
+        assert found["token_loss"] == pytest.approx(expected, rel=1e-6)
+    assert in_parts["token_accuracy"] == everything["token_accuracy"]
+    assert everything["loss"] == pytest.approx(expected, rel=1e-6)
+    assert in_parts["loss"] < 0.9 * expected
 
 
 def test_serializes():
