@@ -1,5 +1,7 @@
 """Eager, graph, compiled, several steps at once: the same steps."""
 
+import sys
+
 import keras
 import pytest
 
@@ -138,3 +140,22 @@ def test_custom_loop_of_tensorflow_needs_no_keras_model():
             oracle.step(g)
         desired[name] = oracle.x
     assert_close(found, desired)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="AutoGraph is its own.")
+def test_autograph_leaves_the_step_as_it_is_written():
+    """Converting it took most of the time of tracing."""
+    import tensorflow as tf  # noqa: PLC0415
+
+    files = []
+
+    class Tracked(Adafactor):
+        def update_rule(self, *args):
+            files.append(sys._getframe().f_code.co_filename)
+            return super().update_rule(*args)
+
+    variable = keras.Variable([1.0])
+    optimizer = Tracked()
+    optimizer.build([variable])
+    tf.function(lambda g: optimizer.apply([g]))(tf.constant([1.0]))
+    assert set(files) == {__file__}
