@@ -77,6 +77,10 @@ BENCHMARKS = {
     "change_optimizer": Benchmark(
         "from Adam to Adafactor in the middle of a run", "an hour a corpus"
     ),
+    "paper_claims": Benchmark(
+        "what becomes unstable without momentum, and what cures it",
+        "2 hours",
+    ),
     "data_input": Benchmark(
         "how fast 4.5 million pairs become batches", "a quarter of an hour"
     ),

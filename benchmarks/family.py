@@ -14,23 +14,17 @@ holds `train`, `val` and `test_2016_flickr`, each as `.en.gz` and `.de.gz`.
 """
 
 import argparse
-import concurrent.futures
-import math
-import multiprocessing
+import functools
 import os
 import pathlib
 import tempfile
-import time
 from typing import NamedTuple
 
 from benchmarks import records
-from examples.translation import report
+from benchmarks import trainings
+from benchmarks.trainings import final_loss
 from examples.translation.config import TranslationConfig
-from examples.translation.errors import UserError
-from examples.translation.evaluate import read_pairs
-from examples.translation.evaluate import translate_pairs
 from examples.translation.optimizers import OPTIMIZERS as RECIPES
-from examples.translation.termination import Termination
 from examples.translation.train import prepared
 
 OPTIMIZERS = (
@@ -78,7 +72,6 @@ QUICK_OPTIMIZERS = ("adam", "adafactor")
 # XLA takes minutes to compile their decompositions for a CPU.
 WITHOUT_XLA = ("subspace_momentum", "coap", "soap")
 POINTS_OF_A_CURVE = 10
-TEST_SENTENCES = 500
 
 
 class Run(NamedTuple):
@@ -165,50 +158,13 @@ def configure(run, corpus, text_dir, work_dir):
 def train(run, corpus, text_dir, work_dir):
     """Does a run, in a process of its own; returns what it measured."""
     config = configure(run, corpus, text_dir, work_dir)
-    log = pathlib.Path(f"{config.run_dir}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    began = time.monotonic()
+    trainings.log_to(f"{config.run_dir}.log")
     with prepared(config) as job:
-        diverged = False
-        try:
-            job.fit(Termination())
-        except UserError as error:
-            if "diverged" not in str(error):
-                raise
-            diverged = True
-        history = job.state.history
-        measured = {
+        return {
             **run._asdict(),
             "learning_rate": config.learning_rate,
-            "parameters": sum(
-                math.prod(v.shape) for v in job.model.trainable_variables
-            ),
-            "state_bytes": report.state_bytes(job.optimizer.variables),
-            "diverged": diverged,
-            "history": [
-                {name: row[name] for name in ("step", "loss", "val_loss")}
-                for row in history
-                if math.isfinite(row["val_loss"])
-            ],
-            "scores": {},
-            "versions": report.versions(),
+            **trainings.outcome(job, run.scored),
         }
-        if run.scored and not diverged:
-            pairs = read_pairs(job.corpus, "test", TEST_SENTENCES)
-            score = translate_pairs(job.translator, pairs).score()
-            measured["scores"] = {"bleu": score.bleu, "chrf": score.chrf}
-    measured["seconds"] = time.monotonic() - began
-    return measured
-
-
-def final_loss(measured):
-    """Validation loss at the end; infinite for a run that diverged."""
-    if measured["diverged"]:
-        return math.inf
-    return measured["history"][-1]["val_loss"]
 
 
 def losses_of(results):
@@ -219,74 +175,58 @@ def losses_of(results):
 
 
 def describe(measured):
-    bleu = measured["scores"].get("bleu")
     return (
         f"{measured['optimizer']:18} rate {measured['learning_rate']:.2e}  "
-        f"seed {measured['seed']}  val. loss {final_loss(measured):.4f}"
-        + (f"  BLEU {bleu:.1f}" if bleu is not None else "")
-        + f"  {measured['seconds']:.0f} s"
-    )
-
-
-def train_quickly():
-    """A few steps with a few optimizers."""
-    runs = [Run(name, 0, SEEDS[0], False) for name in QUICK_OPTIMIZERS]
-    with tempfile.TemporaryDirectory() as folder, worker_pool(2) as pool:
-        for future in [
-            pool.submit(train, run, None, None, folder) for run in runs
-        ]:
-            print(describe(future.result()), flush=True)
-
-
-def worker_pool(workers):
-    """Processes of one core each, a new one for every run."""
-    os.environ |= {
-        "TF_NUM_INTRAOP_THREADS": "1",
-        "TF_NUM_INTEROP_THREADS": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    return concurrent.futures.ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        max_tasks_per_child=1,
+        f"seed {measured['seed']}  {trainings.described(measured)}"
     )
 
 
 def run_all(options):
     """Does all that is wanted, and writes each result as it comes."""
     results = load(options.corpus)
-    running = {}
-    with worker_pool(options.workers) as pool:
-        while True:
-            losses = losses_of(results)
-            todo = [
-                run
-                for optimizer in options.optimizers
-                for run in wanted(optimizer, losses)
-                if run not in running.values()
-            ]
-            for run in todo[: options.workers - len(running)]:
-                future = pool.submit(
-                    train,
-                    run,
-                    options.corpus,
-                    options.text_dir,
-                    options.work_dir,
-                )
-                running[future] = run
-            if not running:
-                return results
-            done, _ = concurrent.futures.wait(
-                running, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            for future in done:
-                del running[future]
-                results.append(future.result())
-                print(describe(results[-1]), flush=True)
-            records.save(
-                result_name(options.corpus),
-                {"corpus": options.corpus, "runs": results},
-            )
+
+    def todo():
+        losses = losses_of(results)
+        return [
+            run
+            for optimizer in options.optimizers
+            for run in wanted(optimizer, losses)
+        ]
+
+    def finished(measured):
+        results.append(measured)
+        print(describe(measured), flush=True)
+        records.save(
+            result_name(options.corpus),
+            {"corpus": options.corpus, "runs": results},
+        )
+
+    arguments = {
+        name: getattr(options, name)
+        for name in ("corpus", "text_dir", "work_dir")
+    }
+    trainings.run_all(
+        todo, functools.partial(train, **arguments), finished, options.workers
+    )
+
+
+def train_quickly(workers):
+    """A few steps with a few optimizers."""
+    left = [Run(name, 0, SEEDS[0], False) for name in QUICK_OPTIMIZERS]
+
+    def finished(measured):
+        left.remove(Run(*(measured[name] for name in Run._fields)))
+        print(describe(measured), flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainings.run_all(
+            lambda: left,
+            functools.partial(
+                train, corpus="quick", text_dir=None, work_dir=folder
+            ),
+            finished,
+            workers,
+        )
 
 
 def result_name(corpus):
@@ -329,7 +269,7 @@ def main():
     )
     options = parse(parser)
     if options.quick:
-        train_quickly()
+        train_quickly(options.workers)
         return
     run_all(options)
     print("python -m benchmarks.family_report draws what was found")

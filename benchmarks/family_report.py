@@ -17,8 +17,8 @@ from benchmarks import tables
 from benchmarks.family import OPTIMIZERS
 from benchmarks.family import SEEDS
 from benchmarks.family import SETTINGS
-from benchmarks.family import final_loss
 from benchmarks.family import load
+from benchmarks.trainings import final_loss
 
 TITLES = {
     "synthetic": "embedded synthetic corpus",

@@ -233,7 +233,7 @@ class Job:
             drop_long,
         )
 
-    def fit(self, termination):
+    def fit(self, termination, *more_callbacks):
         """Trains up to the last step, from the newest checkpoint if any."""
         config = self.config
         restored = self.checkpoints.restore(self.model, self.optimizer)
@@ -252,7 +252,7 @@ class Job:
         )
         if self.devices.joined:
             termination.agree()
-        hooks = self._callbacks(termination)
+        hooks = [*self._callbacks(termination), *more_callbacks]
         every = config.checkpoint_every
         with termination.deferred():
             try:
