@@ -11,6 +11,8 @@ import argparse
 import statistics
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import NullLocator
 
 from benchmarks import records
 from benchmarks import tables
@@ -105,6 +107,7 @@ def plot_losses(results, title, path):
         title=f"{title}: validation loss, mean of {len(SEEDS)} seeds",
         xlabel="step",
         ylabel="loss",
+        yscale="log",
     )
     curves = {}
     for name, runs in finals(results).items():
@@ -129,6 +132,9 @@ def plot_losses(results, title, path):
             linewidth=1.8 if ours else 1.2,
             label=f"{LABELS[name]}  {curves[name][1][-1]:.2f}",
         )
+    axes.yaxis.set_major_locator(MultipleLocator(0.5))
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, title="at the end")
     figure.savefig(path, format="png", dpi=120)
