@@ -9,6 +9,7 @@ gradients, as Keras' sparse layers have on JAX. Layouts are
 import contextlib
 
 import keras
+import numpy as np
 
 if keras.backend.backend() == "jax":
     import jax
@@ -167,6 +168,36 @@ else:
 
     def colocate_with(optimizer, variable):
         return contextlib.nullcontext()
+
+
+def sums_over_axis(a, b, axis):
+    """Sums of two tensors of one shape, with the axis kept at size 1.
+
+    On a TPU in one pass over both, of which XLA makes two if it is given two
+    sums.
+    """
+
+    def apart(a, b):
+        return [keras.ops.sum(x, axis, keepdims=True) for x in (a, b)]
+
+    if keras.backend.backend() == "jax":
+
+        def together(a, b):
+            zero = np.zeros((), a.dtype)
+            sums = jax.lax.reduce(
+                (a, b),
+                (zero, zero),
+                lambda p, q: (p[0] + q[0], p[1] + q[1]),
+                (axis,),
+            )
+            return [keras.ops.expand_dims(x, axis) for x in sums]
+
+        return jax.lax.platform_dependent(a, b, tpu=together, default=apart)
+    if keras.backend.backend() == "tensorflow" and a.dtype == tf.float32:
+        if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+            both = tf.reduce_sum(tf.complex(a, b), axis, keepdims=True)
+            return [tf.math.real(both), tf.math.imag(both)]
+    return apart(a, b)
 
 
 def check_layouts(what):

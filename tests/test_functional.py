@@ -177,6 +177,30 @@ def test_clipping_divides_by_the_excess_over_the_threshold(threshold):
         )
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((), None),
+        ((7,), None),
+        ((5, 3), None),
+        ((2, 3, 4), None),
+        ((2, 3, 4), (1, 2)),
+        ((2, 3, 4), (0, 1)),
+    ],
+    ids=str,
+)
+def test_both_sizes_are_those_of_two_passes(shape, axis):
+    u, x = np.random.default_rng(0).normal(size=(2, *shape))
+    u, x = (ops.convert_to_tensor(a, "float32") for a in (1e25 * u, x))
+    found = scaling.update_and_parameter_rms(u, x, axis)
+    expected = scaling.update_rms(u, axis), scaling.rms(x, axis)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(one), ops.convert_to_numpy(other), rtol=1e-6
+        )
+
+
 # Bits.
 
 BIT_SHAPES = [(), (1,), (7,), (8,), (9,), (16, 3), (3, 16), (5, 3), (2, 3, 4)]

@@ -539,6 +539,12 @@ def test_tpu_step_of_every_optimizer_sums_every_gradient_once(row):
     assert not [op for op in count if any(word in op for word in stray)]
 
 
+def test_tpu_step_reads_update_and_weight_in_one_pass():
+    """The sum of complex numbers is what XLA does not take apart."""
+    count, _ = tpu_step({})
+    assert count["Complex"] == sum(map(bool, TPU_SHAPES))
+
+
 @pytest.mark.parametrize("guard", ["variable", "step", None])
 def test_tpu_step_of_bfloat16_weights_sums_every_gradient_once(guard):
     count, assigned = tpu_step({"skip_nonfinite": guard}, "bfloat16")

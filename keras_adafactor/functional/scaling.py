@@ -5,16 +5,39 @@
 
 from keras import ops
 
+from keras_adafactor import backend
+
 
 def rms(x, axis=None):
     """`sqrt(mean(x ** 2))` with the reduced axes kept at size 1."""
-    axes = range(len(x.shape)) if axis is None else axis
+    axes = _axes(x, axis)
     square = ops.square(x)
     # The last axis first: XLA reduces to a scalar on one core of a CPU only.
     for stage in (axes[-1:], axes[:-1]):
-        if len(stage):
-            square = ops.mean(square, axis=tuple(stage), keepdims=True)
+        if stage:
+            square = ops.mean(square, axis=stage, keepdims=True)
     return ops.sqrt(square)
+
+
+def update_and_parameter_rms(u, x, axis=None):
+    """`update_rms(u)` and `rms(x)`, of one shape, in one pass over both.
+
+    On a TPU that takes three quarters of the time of two passes; on others it
+    is two.
+    """
+    axes = _axes(x, axis)
+    squares = [ops.square(u * _SAFE), ops.square(x)]
+    if axes:
+        sums = backend.sums_over_axis(squares[0], squares[1], axes[-1])
+        squares = [s / x.shape[axes[-1]] for s in sums]
+    if rest := axes[:-1]:
+        squares = [ops.mean(s, axis=rest, keepdims=True) for s in squares]
+    u_rms, x_rms = map(ops.sqrt, squares)
+    return u_rms / _SAFE, x_rms
+
+
+def _axes(x, axis):
+    return tuple(range(len(x.shape)) if axis is None else axis)
 
 
 # Smaller by this, what is squared does not overflow; what underflows instead
@@ -63,19 +86,18 @@ def clip_by_rms(u, threshold, axis=None):
     return rms_clip_scale(update_rms(u, axis), threshold) * u
 
 
-def parameter_scale(x, floor, ceiling=None, axis=None):
+def parameter_scale(x_rms, floor, ceiling=None):
     """`max(floor, rms(x))`, at most `ceiling`.
 
     Paper, section 8, where `floor` is `epsilon_2`.
 
     Args:
-        x: Tensor, the parameter.
+        x_rms: Tensor, the RMS of a parameter.
         floor: Float > 0, the scale of a parameter that is (nearly) zero.
         ceiling: Float >= `floor`, or `None`.
-        axis: Axes of one slice.
 
     Returns:
-        Tensor with the reduced axes kept at size 1.
+        Tensor of the shape of `x_rms`.
     """
-    scale = ops.maximum(rms(x, axis), floor)
+    scale = ops.maximum(x_rms, floor)
     return scale if ceiling is None else ops.minimum(scale, ceiling)

@@ -36,6 +36,7 @@ from keras_adafactor.functional.moments import power_decay_rate
 from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import rms_clip_scale
+from keras_adafactor.functional.scaling import update_and_parameter_rms
 from keras_adafactor.functional.scaling import update_rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import MOMENTUM_DTYPES
@@ -317,7 +318,7 @@ class Adafactor(UpdateRuleOptimizer):
         state |= moment
 
         # Line 9: clipping, of the whole variable or of each slice.
-        u_rms = update_rms(u, within)
+        u_rms, x_rms = self._sizes(u, x, within, step.path)
         if "u_rms" in state:
             state["u_rms"] = ops.squeeze(rms(u_rms))
         clip = 1.0
@@ -325,7 +326,11 @@ class Adafactor(UpdateRuleOptimizer):
             clip = rms_clip_scale(u_rms, self.clip_threshold)
 
         # Lines 4 and 10: the step.
-        alpha = self._step_size(x, step, within)
+        alpha = self._relative_step(step.lr, step.t)
+        if x_rms is not None:
+            alpha = alpha * parameter_scale(
+                x_rms, self.epsilon_2, self.max_parameter_scale
+            )
         if self.beta_1 is None:
             return (alpha * clip) * u, state
         m = ema(state["m"], clip * u, 1.0 - self.beta_1)
@@ -373,16 +378,18 @@ class Adafactor(UpdateRuleOptimizer):
             lr = lr * ops.minimum(1.0, t / self.warmup_steps)
         return ops.minimum(lr, ops.rsqrt(t))
 
-    def _step_size(self, x, step, within):
-        """`alpha`: the relative step size times the parameter scale."""
-        rho = self._relative_step(step.lr, step.t)
-        if not self.multiply_by_parameter_scale or any(
-            re.search(pattern, step.path)
+    def _sizes(self, u, x, within, path):
+        """RMS of the update and of the variable, `None` where not needed."""
+        clips = self.clip_threshold is not None or self.record_update_rms
+        scales = self.multiply_by_parameter_scale and not any(
+            re.search(pattern, path)
             for pattern in self.exclude_from_parameter_scale or ()
-        ):
-            return rho
-        return rho * parameter_scale(
-            x, self.epsilon_2, self.max_parameter_scale, within
+        )
+        if clips and scales:
+            return update_and_parameter_rms(u, x, within)
+        return (
+            update_rms(u, within) if clips else None,
+            rms(x, within) if scales else None,
         )
 
     @property

@@ -32,6 +32,7 @@ from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.moments import power_decay_rate
 from keras_adafactor.functional.scaling import parameter_scale
+from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import rms_clip_scale
 from keras_adafactor.functional.scaling import update_rms
 from keras_adafactor.functional.sketch import correlated_bases
@@ -365,7 +366,7 @@ class COAP(UpdateRuleOptimizer):
         if self.variant == "adamw":
             u, new = self._adamw(y, state, step)
         else:
-            alpha = step.lr * parameter_scale(x, self.epsilon_2)
+            alpha = step.lr * parameter_scale(rms(x), self.epsilon_2)
             u, new = self._adafactor(y, ops.squeeze(alpha), state, step)
         delta = scale * ops.reshape(rotate(u, bases, back=True), shape)
         if self.variant == "adafactor" and step.decay:
