@@ -170,15 +170,22 @@ else:
         return contextlib.nullcontext()
 
 
-def sums_over_axis(a, b, axis):
-    """Sums of two tensors of one shape, with the axis kept at size 1.
+def sums_of_two(a, b, axes):
+    """Sums of two tensors of one shape, with the axes kept at size 1.
 
     On a TPU in one pass over both, of which XLA makes two if it is given two
     sums.
+
+    Args:
+        a, b: Tensors.
+        axes: Tuple of at least one int.
+
+    Returns:
+        List of two tensors.
     """
 
     def apart(a, b):
-        return [keras.ops.sum(x, axis, keepdims=True) for x in (a, b)]
+        return [keras.ops.sum(x, axes, keepdims=True) for x in (a, b)]
 
     if keras.backend.backend() == "jax":
 
@@ -188,14 +195,14 @@ def sums_over_axis(a, b, axis):
                 (a, b),
                 (zero, zero),
                 lambda p, q: (p[0] + q[0], p[1] + q[1]),
-                (axis,),
+                axes,
             )
-            return [keras.ops.expand_dims(x, axis) for x in sums]
+            return [keras.ops.expand_dims(x, axes) for x in sums]
 
         return jax.lax.platform_dependent(a, b, tpu=together, default=apart)
     if keras.backend.backend() == "tensorflow" and a.dtype == tf.float32:
         if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
-            both = tf.reduce_sum(tf.complex(a, b), axis, keepdims=True)
+            both = tf.reduce_sum(tf.complex(a, b), axes, keepdims=True)
             return [tf.math.real(both), tf.math.imag(both)]
     return apart(a, b)
 

@@ -71,6 +71,8 @@ def stop(config, signal_number, *, after, log):
             [sys.executable, "-m", "examples.translation", "train", *flags],
             stdout=file,
             stderr=subprocess.STDOUT,
+            # A shell's job in the background ignores it, and so its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             while not path.exists():
