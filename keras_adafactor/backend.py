@@ -7,6 +7,7 @@ gradients, as Keras' sparse layers have on JAX. Layouts are
 """
 
 import contextlib
+import math
 
 import keras
 import numpy as np
@@ -51,6 +52,21 @@ else:
 
     def has_value(variable):
         return True
+
+
+if keras.backend.backend() == "torch":
+    import torch
+
+    def _is_known(condition):
+        """Whether to look at a boolean is free: it is here, and not traced."""
+        return condition.device.type == "cpu" and not (
+            torch.compiler.is_compiling()
+        )
+
+else:
+
+    def _is_known(condition):
+        return False
 
 
 if keras.backend.backend() == "tensorflow":
@@ -151,6 +167,8 @@ else:
         return True
 
     def select(condition, if_true, if_false):
+        if _is_known(condition):
+            return if_true if condition else if_false
         return keras.ops.where(condition, if_true, if_false)
 
     def sum_over_replicas(gradients):
@@ -170,41 +188,91 @@ else:
         return contextlib.nullcontext()
 
 
-def sums_of_two(a, b, axes):
-    """Sums of two tensors of one shape, with the axes kept at size 1.
+def mean(x, axes):
+    """Mean over some axes, which are dropped."""
+    if keras.backend.backend() == "torch" and axes == (0,) and x.ndim == 2:
+        # A sum over the first axis takes ten times as long.
+        rows, _ = x.shape
+        return x.new_full((rows,), 1.0 / rows) @ x
+    return keras.ops.mean(x, axis=axes)
 
-    On a TPU in one pass over both, of which XLA makes two if it is given two
-    sums.
+
+def mean_square(x, axes, scale=1.0):
+    """`mean((scale * x) ** 2)` over some axes, which are kept at size 1.
 
     Args:
-        a, b: Tensors.
-        axes: Tuple of at least one int.
+        x: Tensor.
+        axes: Tuple of ints.
+        scale: Float, a power of 2.
+    """
+    if keras.backend.backend() == "torch" and len(axes) == len(x.shape):
+        # An array of squares takes ten times as long.
+        norm = scale * torch.linalg.vector_norm(x)
+        if scale != 1 and not (_is_known(norm) and norm.isfinite()):
+            norm = torch.linalg.vector_norm(scale * x)
+        mean = norm * norm / math.prod(x.shape)
+        return mean.reshape((1,) * len(axes))
+    square = keras.ops.square(scale * x if scale != 1 else x)
+    for stage in _stages(axes):
+        square = keras.ops.mean(square, axis=stage, keepdims=True)
+    return square
+
+
+def mean_squares_of_two(a, b, axes, scale=1.0):
+    """`mean_square(a, axes, scale)` and `mean_square(b, axes)`.
+
+    On a TPU in one pass over both, of which XLA makes two if it is given two
+    sums. Of 1e10 numbers, right up to 1e14 / `scale` and 1e14.
+
+    Args:
+        a, b: Tensors of one shape.
+        axes, scale: As there.
 
     Returns:
-        List of two tensors.
+        Tuple of two tensors.
     """
 
     def apart(a, b):
-        return [keras.ops.sum(x, axes, keepdims=True) for x in (a, b)]
+        return mean_square(a, axes, scale), mean_square(b, axes)
+
+    def in_one_pass(a, b):
+        sums = keras.ops.square(scale * a), keras.ops.square(b)
+        for stage in _stages(axes):
+            # No mean: to divide in between would be a kernel of its own.
+            sums = sums_of_two(*sums, stage)
+        count = math.prod(a.shape[i] for i in axes)
+        return sums[0] / count, sums[1] / count
 
     if keras.backend.backend() == "jax":
 
-        def together(a, b):
+        def sums_of_two(a, b, stage):
             zero = np.zeros((), a.dtype)
             sums = jax.lax.reduce(
                 (a, b),
                 (zero, zero),
                 lambda p, q: (p[0] + q[0], p[1] + q[1]),
-                axes,
+                stage,
             )
-            return [keras.ops.expand_dims(x, axes) for x in sums]
+            return [keras.ops.expand_dims(x, stage) for x in sums]
 
-        return jax.lax.platform_dependent(a, b, tpu=together, default=apart)
+        return jax.lax.platform_dependent(a, b, tpu=in_one_pass, default=apart)
     if keras.backend.backend() == "tensorflow" and a.dtype == tf.float32:
+
+        def sums_of_two(a, b, stage):
+            both = tf.reduce_sum(tf.complex(a, b), stage, keepdims=True)
+            return tf.math.real(both), tf.math.imag(both)
+
         if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
-            both = tf.reduce_sum(tf.complex(a, b), axes, keepdims=True)
-            return [tf.math.real(both), tf.math.imag(both)]
+            return in_one_pass(a, b)
     return apart(a, b)
+
+
+def _stages(axes):
+    """The axes to reduce, the last one first.
+
+    XLA reduces to a scalar on one core of a CPU only.
+    """
+    return [stage for stage in (axes[-1:], axes[:-1]) if stage]
 
 
 def check_layouts(what):

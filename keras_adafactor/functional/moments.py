@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from keras import ops
 
+from keras_adafactor import backend
+
 
 class Moments(NamedTuple):
     """What is known of a gradient `g`: the tongue in which rules talk.
@@ -116,7 +118,7 @@ def factored_mean(x, groups):
         `groups.row_axes(ndim)`, and the means over the rows, with the axes
         `groups.col_axes(ndim)`.
     """
-    return ops.mean(x, axis=groups.cols), ops.mean(x, axis=groups.rows)
+    return backend.mean(x, groups.cols), backend.mean(x, groups.rows)
 
 
 def precondition_by_factors(g, row, col, groups):
