@@ -27,7 +27,7 @@ from benchmarks import records
 from benchmarks import steps
 
 BASELINES = {"adam": "keras.Adam", "keras_adafactor": "keras.Adafactor"}
-QUICK = (*BASELINES.values(), "Adafactor", "CAME")
+QUICK = (*BASELINES.values(), "Adafactor")
 MODES = {
     "tensorflow": ("graph", "jit"),
     "jax": ("jit",),

@@ -48,6 +48,15 @@ def fit_only(config):
         train(config)
 
 
+# The command line, in the foreground: a shell's job in the background ignores
+# Ctrl-C, and what is started by it does.
+PROGRAM = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("examples.translation", run_name="__main__", alter_sys=True)
+"""
+
+
 def stop(config, signal_number, *, after, log):
     """Runs the command line until a checkpoint is there, and signals it.
 
@@ -68,11 +77,9 @@ def stop(config, signal_number, *, after, log):
     path = pathlib.Path(config.run_dir, "checkpoints", f"step_{after:08d}")
     with open(log, "a") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "examples.translation", "train", *flags],
+            [sys.executable, "-c", PROGRAM, "train", *flags],
             stdout=file,
             stderr=subprocess.STDOUT,
-            # A shell's job in the background ignores it, and so its children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             while not path.exists():
