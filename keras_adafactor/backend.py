@@ -218,11 +218,20 @@ def mean_square(x, axes, scale=1.0):
     return square
 
 
+def _variables_are_whole():
+    """Whether no variable of JAX can be split over devices."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return jax.device_count() == 1
+    return isinstance(distribution, keras.distribution.DataParallel)
+
+
 def mean_squares_of_two(a, b, axes, scale=1.0):
     """`mean_square(a, axes, scale)` and `mean_square(b, axes)`.
 
     On a TPU in one pass over both, of which XLA makes two if it is given two
-    sums. Of 1e10 numbers, right up to 1e14 / `scale` and 1e14.
+    sums; but not of arrays that may be split over devices, which it would
+    gather for that. Of 1e10 numbers, right up to 1e14 / `scale` and 1e14.
 
     Args:
         a, b: Tensors of one shape.
@@ -243,7 +252,7 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
         count = math.prod(a.shape[i] for i in axes)
         return sums[0] / count, sums[1] / count
 
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax" and _variables_are_whole():
 
         def sums_of_two(a, b, stage):
             zero = np.zeros((), a.dtype)
