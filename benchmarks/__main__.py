@@ -24,7 +24,8 @@ class Benchmark(NamedTuple):
 
     Attributes:
         measures: What, in a few words.
-        takes: How long on two CPU cores, all backends together.
+        takes: How long on two CPU cores, all backends together; estimated,
+            where nobody has run it whole.
         backends: Those it is run on.
         quick: Whether it has a `--quick`.
         needs: A package without which it is not run.

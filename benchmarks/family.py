@@ -122,7 +122,8 @@ def wanted(optimizer, losses):
 
 def configure(run, corpus, text_dir, work_dir):
     """The `TranslationConfig` of a run."""
-    settings = dict(SETTINGS.get(corpus, QUICK))
+    quick = corpus == "quick"
+    settings = dict(QUICK if quick else SETTINGS[corpus])
     if text_dir:
         for split, name in (
             ("train", "train"),
@@ -137,7 +138,6 @@ def configure(run, corpus, text_dir, work_dir):
         settings["warmup_steps"] = 0
     default = TranslationConfig.from_preset(**settings)
     rate = recipe.learning_rate(default) * 2.0**run.rung
-    quick = corpus == "quick"
     every = settings["steps"] // (1 if quick else POINTS_OF_A_CURVE)
     # So few steps take less time than to compile them.
     without_xla = quick or run.optimizer in WITHOUT_XLA

@@ -6,9 +6,10 @@ On JAX. First the step alone, on square matrices of 1e5 to 1e9 parameters in
 all, each optimizer in a process of its own: its time, the time to the end of
 the first step, and the memory. That is, by the compiler's account, weights,
 gradients, state and temporaries, and by the system's the most that the process
-had, of which a few hundred MB are the program. With 1e9 it takes 20 GiB. Then
-the training step of the translation model `base`, 32 rows a chip, fully sharded
-over 1 to 256 chips, compiled by the TPU compiler; nothing is run on a TPU.
+had, of which a few hundred MB are the program. With 1e9 it takes up to 20 GiB.
+Then the training step of the translation model `base`, 32 rows a chip, fully
+sharded over 1 to 256 chips, compiled by the TPU compiler; nothing is run on a
+TPU.
 
 Writes `results/scaling.json` and `results/scaling.png` beside this file.
 """

@@ -210,8 +210,8 @@ def mean_square(x, axes, scale=1.0):
         norm = scale * torch.linalg.vector_norm(x)
         if scale != 1 and not (_is_known(norm) and norm.isfinite()):
             norm = torch.linalg.vector_norm(scale * x)
-        mean = norm * norm / math.prod(x.shape)
-        return mean.reshape((1,) * len(axes))
+        square = norm * norm / math.prod(x.shape)
+        return square.reshape((1,) * len(axes))
     square = keras.ops.square(scale * x if scale != 1 else x)
     for stage in _stages(axes):
         square = keras.ops.mean(square, axis=stage, keepdims=True)
