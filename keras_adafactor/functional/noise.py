@@ -45,13 +45,39 @@ def _element_index(shape):
     return index
 
 
+def _seed(t, key):
+    return _mix(t * _GOLDEN_RATIO + _int32(key * 0x9E3779B1 % (1 << 32)))
+
+
 def _bits(shape, t, key):
-    seed = _mix(t * _GOLDEN_RATIO + _int32(key * 0x9E3779B1 % (1 << 32)))
-    return _mix(ops.bitwise_xor(_mix(_element_index(shape)), seed))
+    return _mix(ops.bitwise_xor(_mix(_element_index(shape)), _seed(t, key)))
+
+
+def _product_of_hashes(shape, t, key):
+    """Random odd numbers of 32 bits, of which any two are independent.
+
+    Each is the product of one random odd number for each of its indices. Odd
+    numbers form a group: `a c` and `a d` are as independent as `c` and `d`.
+    Only the last product is as large as the tensor.
+    """
+    seed = _seed(t, key)
+    product = ops.reshape(ops.bitwise_or(_mix(seed), 1), (1,) * len(shape))
+    for axis, size in enumerate(shape):
+        along = [1] * len(shape)
+        along[axis] = size
+        index = ops.arange(size, dtype="int32") + _int32(
+            axis * 0x9E3779B1 % (1 << 32)
+        )
+        factor = _mix(ops.bitwise_xor(_mix(index), seed))
+        product = product * ops.reshape(ops.bitwise_or(factor, 1), along)
+    return product
 
 
 def uniform_noise(shape, t, key):
     """Noise in [0, 1), a multiple of 2**-16, hashed from index, step and key.
+
+    Any two elements are independent. More are not, which rounding that is
+    right in the mean does not ask for.
 
     Args:
         shape: Tuple of ints.
@@ -61,8 +87,10 @@ def uniform_noise(shape, t, key):
     Returns:
         float32 tensor of the given shape.
     """
-    bits = _shift_right(_bits(shape, t, key), 16)
-    return ops.cast(bits, "float32") * 2.0**-16
+    # Of the odd numbers the upper half is uniform; as it has a sign, it is in
+    # [-0.5, 0.5).
+    high = ops.right_shift(_product_of_hashes(shape, t, key), 16)
+    return ops.cast(high, "float32") * 2.0**-16 + 0.5
 
 
 def normal_noise(shape, t, key):

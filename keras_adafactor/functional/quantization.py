@@ -4,10 +4,9 @@ import math
 
 from keras import ops
 
-from keras_adafactor.functional.rounding import round_to_integer
-
 MIN_BLOCK_SIZE = 202  # 4 bytes of scale for 202 codes: under 2 %
 MAX_BLOCK_SIZE = 512
+_ABOVE_1 = 1 + 2.0**-20
 
 
 def block_shape(shape):
@@ -64,7 +63,8 @@ def quantize(x, noise):
 
     Args:
         x: float32 tensor.
-        noise: float32 tensor of the shape of `x`, uniform in [0, 1).
+        noise: float32 tensor of the shape of `x`, uniform in [0, 1),
+            multiples of 2**-16.
 
     Returns:
         Tuple of int8 codes in [-127, 127], of the shape of `x`, and float32
@@ -73,11 +73,13 @@ def quantize(x, noise):
     blocks = _blocked(x)
     within = tuple(range(1, len(blocks.shape), 2))
     scale = ops.max(ops.abs(blocks), axis=within) / 127.0
-    spread = _spread(scale, x.shape)
-    units = blocks / ops.where(spread > 0, spread, ops.ones_like(spread))
-    # x / scale can be one rounding error more than 127.
-    units = ops.clip(units, -127, 127)
-    codes = round_to_integer(units, _blocked(noise))
+    # Of a scale that is no normal number the codes are 0. A few roundings
+    # larger, so that x / divisor is never more than 127.
+    divisor = ops.where(scale > 1e-37, scale * _ABOVE_1, ops.ones_like(scale))
+    units = blocks / _spread(divisor, x.shape)
+    # Both are below 128 and the noise is a multiple of 2**-16: no integer is
+    # rounded up.
+    codes = ops.floor(units + _blocked(noise))
     return ops.cast(ops.reshape(codes, x.shape), "int8"), scale
 
 
