@@ -78,6 +78,11 @@ BENCHMARKS = {
     "change_optimizer": Benchmark(
         "from Adam to Adafactor in the middle of a run", "an hour a corpus"
     ),
+    "learning_rates": Benchmark(
+        "which rate does what Adam did, on a CNN and a character model",
+        "20 minutes",
+        needs="sklearn",
+    ),
     "paper_claims": Benchmark(
         "what becomes unstable without momentum, and what cures it",
         "2 hours",

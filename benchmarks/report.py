@@ -16,6 +16,7 @@ from typing import NamedTuple
 from benchmarks import data_input
 from benchmarks import family
 from benchmarks import family_report
+from benchmarks import optimizers
 from benchmarks import records
 from benchmarks import refresh_cost
 from benchmarks import tables
@@ -67,9 +68,149 @@ def largest_model():
     return tables.markdown(header, rows)
 
 
+# Mode of `step_time`, by backend -> heading.
+_MODES = {
+    ("tensorflow", "graph"): "TensorFlow, graph",
+    ("tensorflow", "jit"): "TensorFlow, XLA",
+    ("jax", "jit"): "JAX",
+    ("torch", "eager"): "PyTorch, eager",
+}
+
+
+def _steps():
+    """(backend, mode) -> optimizer -> row of `benchmarks.step_time`."""
+    found = {}
+    for backend, mode in _MODES:
+        rows = records.load(f"step_time_{backend}").get("results", [])
+        found[backend, mode] = {
+            row["optimizer"]: row for row in rows if row["mode"] == mode
+        }
+    return found
+
+
+def _of_steps(names, cell):
+    """A table of `step_time`, a column for every way to run.
+
+    Args:
+        names: Of the optimizers.
+        cell: Function of a row that returns text.
+    """
+    columns = _steps().values()
+    rows = [
+        [
+            f"`{name}`",
+            *(
+                cell(column[name]) if name in column else ""
+                for column in columns
+            ),
+        ]
+        for name in names
+    ]
+    return tables.markdown(["", *_MODES.values()], rows)
+
+
+def _measured():
+    """Names of the optimizers that were timed, ours first."""
+    names = [*optimizers.FAMILY, *optimizers.VARIANTS, *optimizers.KERAS]
+    for peers in optimizers.PEERS.values():
+        names += peers
+    columns = _steps().values()
+    return [name for name in names if any(name in c for c in columns)]
+
+
+def step_time():
+    """Milliseconds of the processors, and over Adam's."""
+    return _of_steps(
+        _measured(),
+        lambda row: (
+            f"{row['cpu_milliseconds']:.0f} ({row['cpu_over_adam']:.2f})"
+        ),
+    )
+
+
+def first_step():
+    """Seconds to the end of the first step."""
+    return _of_steps(_measured(), lambda row: f"{row['first_seconds']:.1f}")
+
+
+def speed():
+    """What a step takes over Adam's, of the three that a reader knows."""
+    return _of_steps(
+        ("Adafactor", "keras.Adafactor", "keras.Adam"),
+        lambda row: f"{row['cpu_over_adam']:.2f}",
+    )
+
+
+def _bytes_and_cycles(row, adam):
+    return f"{row['bytes_accessed']:.1f}; {row['cycles'] / adam['cycles']:.2f}"
+
+
+def tpu_compile():
+    """Bytes and cycles a parameter of the step, by the TPU compiler."""
+    rows = records.load("tpu_compile")["optimizer_step"]
+    shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
+    found = {(tuple(r["shape"]), r["optimizer"]): r for r in rows}
+    names = [
+        row["optimizer"] for row in rows if tuple(row["shape"]) == shapes[1]
+    ]
+    return tables.markdown(
+        ["bytes moved; cycles over Adam's", *map(str, shapes)],
+        [
+            [
+                f"`{name}`",
+                *(
+                    _bytes_and_cycles(
+                        found[shape, name], found[shape, "keras.Adam"]
+                    )
+                    for shape in shapes
+                ),
+            ]
+            for name in names
+        ],
+    )
+
+
+def family_cost():
+    """What an ordinary step of each of the family costs, beside Adam."""
+    steps = _steps()
+    compiled = records.load("tpu_compile")
+    shape = compiled["optimizer_step"][0]["shape"]
+    moved = {
+        row["optimizer"]: row["bytes_accessed"]
+        for row in compiled["optimizer_step"]
+        if row["shape"] == shape
+    }
+    held = {
+        row["optimizer"]: row["argument_bytes"] + row["temporary_bytes"]
+        for row in compiled["training_step"]
+    }
+    names = [*optimizers.FAMILY, *optimizers.KERAS]
+    rows = [
+        [
+            f"`{name}`",
+            *(
+                f"{steps[way][name]['cpu_over_adam']:.1f}"
+                for way in (("tensorflow", "jit"), ("jax", "jit"))
+            ),
+            f"{moved[name]:.0f}",
+            f"{held[name]:.1f}",
+        ]
+        for name in names
+        if name in moved and all(name in column for column in steps.values())
+    ]
+    header = ["", "step over Adam's, TensorFlow XLA", "JAX"]
+    header += ["TPU: bytes moved", "TPU: bytes held"]
+    return tables.markdown(header, rows)
+
+
 TABLES = (
     Table("docs/tpu.md", "largest model", largest_model),
     Table("docs/memory_and_speed.md", "refresh", refresh_cost.table),
+    Table("docs/memory_and_speed.md", "step time", step_time),
+    Table("docs/memory_and_speed.md", "first step", first_step),
+    Table("docs/memory_and_speed.md", "tpu compile", tpu_compile),
+    Table("docs/which_optimizer.md", "family cost", family_cost),
+    Table("README.md", "speed", speed),
     Table("examples/translation/README.md", "data input", data_input.table),
     Table(
         "docs/which_optimizer.md",
