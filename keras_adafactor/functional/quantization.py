@@ -78,8 +78,8 @@ def quantize(x, noise):
     divisor = ops.where(scale > 1e-37, scale * _ABOVE_1, ops.ones_like(scale))
     units = blocks / _spread(divisor, x.shape)
     # Both are below 128 and the noise is a multiple of 2**-16: no integer is
-    # rounded up.
-    codes = ops.floor(units + _blocked(noise))
+    # rounded down.
+    codes = ops.ceil(units - _blocked(noise))
     return ops.cast(ops.reshape(codes, x.shape), "int8"), scale
 
 
