@@ -194,7 +194,31 @@ def mean(x, axes):
         # A sum over the first axis takes ten times as long.
         rows, _ = x.shape
         return x.new_full((rows,), 1.0 / rows) @ x
+    if _needs_short_sums(x):
+        return _mean_by_short_sums(x, axes)
     return keras.ops.mean(x, axis=axes)
+
+
+def square_for_two(x):
+    """`x ** 2`, for each of two sums.
+
+    JAX's XLA writes a value that two sums use to memory on a CPU, which takes
+    twice as long as both. There they are two values that it cannot see to be
+    one.
+
+    Args:
+        x: Tensor.
+
+    Returns:
+        Tuple of two tensors.
+    """
+    square = keras.ops.square(x)
+    if keras.backend.backend() != "jax":
+        return square, square
+    again = jax.lax.platform_dependent(
+        x, cpu=jax.lax.optimization_barrier, default=lambda x: x
+    )
+    return square, keras.ops.square(again)
 
 
 def mean_square(x, axes, scale=1.0):
@@ -213,9 +237,54 @@ def mean_square(x, axes, scale=1.0):
         square = norm * norm / math.prod(x.shape)
         return square.reshape((1,) * len(axes))
     square = keras.ops.square(scale * x if scale != 1 else x)
+    if _needs_short_sums(x):
+        means = _mean_by_short_sums(square, axes)
+        return keras.ops.expand_dims(means, axes)
     for stage in _stages(axes):
         square = keras.ops.mean(square, axis=stage, keepdims=True)
     return square
+
+
+def _on_tpu_strategy():
+    strategy = tf.distribute.get_strategy()
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def _needs_short_sums(x):
+    """Whether `_mean_by_short_sums` is faster than one long sum.
+
+    TensorFlow's XLA on a CPU unrolls a sum of at most `_SHORT` and makes many
+    of them side by side. A longer one it splits in passes of its own, before
+    which it writes what is summed to memory, and along the last axis it adds
+    one by one. Without XLA the sum over rows takes half the time too.
+    """
+    return (
+        keras.backend.backend() == "tensorflow"
+        and math.prod(x.shape) >= _SHORT**2
+        and not (_on_tpu_strategy() or tf.config.list_logical_devices("GPU"))
+    )
+
+
+_SHORT = 32
+
+
+def _mean_by_short_sums(x, axes):
+    """Mean over some axes, which are dropped.
+
+    First over short pieces of an axis. What is left is a long sum again, or
+    both would be one that is not unrolled.
+    """
+    for axis in sorted(axes, reverse=True):
+        *before, size = x.shape[: axis + 1]
+        after = x.shape[axis + 1 :]
+        if size < _SHORT**2 // 2 and axis - 1 in axes:
+            x = keras.ops.reshape(x, [*before[:-1], before[-1] * size, *after])
+            continue
+        pieces = range(1, min(_SHORT, size // (_SHORT + 1)) + 1)
+        short = max((n for n in pieces if size % n == 0), default=1)
+        x = keras.ops.reshape(x, [*before, short, size // short, *after])
+        x = keras.ops.mean(keras.ops.mean(x, axis=axis), axis=axis)
+    return x
 
 
 def _variables_are_whole():
@@ -271,7 +340,7 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
             both = tf.reduce_sum(tf.complex(a, b), stage, keepdims=True)
             return tf.math.real(both), tf.math.imag(both)
 
-        if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+        if _on_tpu_strategy():
             return in_one_pass(a, b)
     return apart(a, b)
 

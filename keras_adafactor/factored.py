@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import factored_mean
+from keras_adafactor.functional.moments import factored_mean_square
 from keras_adafactor.functional.moments import precondition_by_factors
 from keras_adafactor.functional.scaling import rms_clip_scale
 from keras_adafactor.functional.scaling import update_rms
@@ -40,7 +41,11 @@ def second_moment_of(square, groups, epsilon, name="v"):
     """
     if not groups.factored:
         return {name: square + epsilon}
-    row, col = factored_mean(square, groups)
+    return _rows_and_columns(factored_mean(square, groups), epsilon, name)
+
+
+def _rows_and_columns(means, epsilon, name):
+    row, col = means
     return {f"{name}_row": row + epsilon, f"{name}_col": col + epsilon}
 
 
@@ -97,7 +102,11 @@ def update_second_moment(g, state, groups, rate, epsilon, name="v"):
     Returns:
         Dict, the new entries.
     """
-    now = second_moment_of(ops.square(g), groups, epsilon, name)
+    if groups.factored:
+        means = factored_mean_square(g, groups)
+        now = _rows_and_columns(means, epsilon, name)
+    else:
+        now = second_moment_of(ops.square(g), groups, epsilon, name)
     return {key: ema(state[key], value, rate) for key, value in now.items()}
 
 

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_adafactor import StateSpec
+from keras_adafactor import backend
 from keras_adafactor.functional import bits
 from keras_adafactor.functional import eigenbasis
 from keras_adafactor.functional import matricization
@@ -199,6 +200,38 @@ def test_clipping_divides_by_the_excess_over_the_threshold(threshold):
         np.testing.assert_allclose(
             ops.convert_to_numpy(clipped), min(size, threshold), rtol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((4096,), (0,)),
+        ((1031, 3), (0,)),
+        ((33, 64), (0, 1)),
+        ((64, 70), (1,)),
+        ((96, 8, 64), (1, 2)),
+        ((96, 8, 64), (0,)),
+        ((8, 64, 96), (0, 1)),
+        ((5, 7, 2, 11, 3), (0, 3, 4)),
+        ((3, 3, 64, 32), (0, 1, 2, 3)),
+    ],
+    ids=str,
+)
+def test_means_are_those_of_float64_whatever_is_summed_first(shape, axes):
+    x = np.random.default_rng(0).normal(2.0, 1.0, size=shape)
+    tensor = ops.convert_to_tensor(x, "float32")
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(backend.mean(tensor, axes)),
+        x.mean(axes),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(backend.mean_square(tensor, axes)),
+        np.square(x).mean(axes, keepdims=True),
+        rtol=1e-6,
+    )
+    for square in backend.square_for_two(tensor):
+        np.testing.assert_array_equal(square, ops.square(tensor))
 
 
 @pytest.mark.parametrize(

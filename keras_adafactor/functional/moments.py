@@ -121,6 +121,12 @@ def factored_mean(x, groups):
     return backend.mean(x, groups.cols), backend.mean(x, groups.rows)
 
 
+def factored_mean_square(g, groups):
+    """`factored_mean(g ** 2, groups)`, in passes that only read."""
+    square, again = backend.square_for_two(g)
+    return backend.mean(square, groups.cols), backend.mean(again, groups.rows)
+
+
 def precondition_by_factors(g, row, col, groups):
     """`g / sqrt(V)` with `V = row x col / mean(row)`, which is never built.
 
