@@ -315,7 +315,9 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
 
     def in_one_pass(a, b):
         sums = keras.ops.square(scale * a), keras.ops.square(b)
-        for stage in _stages(axes):
+        # The second stage costs 2,000 cycles, and makes large arrays faster.
+        small = math.prod(a.shape) <= 2**20
+        for stage in [axes] if small else _stages(axes):
             # No mean: to divide in between would be a kernel of its own.
             sums = sums_of_two(*sums, stage)
         count = math.prod(a.shape[i] for i in axes)
