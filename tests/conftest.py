@@ -70,7 +70,29 @@ def run_python():
     return run
 
 
+# A worker takes a whole file: the longest begin first, or one worker ends
+# minutes after the others.
+LONG_FILES = (
+    "test_replicas.py",
+    "test_model_parallel.py",
+    "test_fully_sharded.py",
+    "test_train.py",
+    "test_processes.py",
+    "test_layouts.py",
+    "test_contracts.py",
+    "test_tpu_compile.py",
+    "test_precompile.py",
+    "test_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 def pytest_configure(config):
+    # pytest-xdist would begin with the files of the most tests.
+    config.option.loadscopereorder = False
     config.addinivalue_line(
         "markers",
         f"virtual_devices: runs where the CPU is {VIRTUAL_DEVICES} devices",
