@@ -170,6 +170,29 @@ def tpu_compile():
     )
 
 
+def small_transformer():
+    """Cycles over Adam's of a step that is many kernels, by topology."""
+    rows = records.load("tpu_compile").get("small_transformer", [])
+    cycles = {
+        (row["optimizer"], row["topology"]): row["cycles"] for row in rows
+    }
+    topologies = list(dict.fromkeys(row["topology"] for row in rows))
+    names = list(dict.fromkeys(row["optimizer"] for row in rows))
+    return rows and tables.markdown(
+        ["", *(topology.partition(":")[0] for topology in topologies)],
+        [
+            [
+                f"`{name}`",
+                *(
+                    f"{cycles[name, t] / cycles['keras.Adam', t]:.2f}"
+                    for t in topologies
+                ),
+            ]
+            for name in names
+        ],
+    )
+
+
 def family_cost():
     """What an ordinary step of each of the family costs, beside Adam."""
     steps = _steps()
@@ -209,6 +232,7 @@ TABLES = (
     Table("docs/memory_and_speed.md", "step time", step_time),
     Table("docs/memory_and_speed.md", "first step", first_step),
     Table("docs/memory_and_speed.md", "tpu compile", tpu_compile),
+    Table("docs/memory_and_speed.md", "small transformer", small_transformer),
     Table("docs/which_optimizer.md", "family cost", family_cost),
     Table("README.md", "speed", speed),
     Table("examples/translation/README.md", "data input", data_input.table),

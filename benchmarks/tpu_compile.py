@@ -5,7 +5,8 @@
 
 Compiles for one TPU v5e, executes nothing: the figures are the compiler's. For
 the step of the optimizer alone it prints the bytes it moves and its estimate
-of cycles; for a whole training step of twelve 4096 x 4096 layers the memory it
+of cycles, of single variables and, on a v6e too, of those of a small
+Transformer, which are many kernels; for a whole training step of twelve 4096 x 4096 layers the memory it
 needs, which shows what a guard makes wait. What some optimizers do every so
 many steps alone is left out: `benchmarks.refresh_cost` has it. Writes
 `results/tpu_compile.json` beside this file.
@@ -36,11 +37,13 @@ import keras  # noqa: E402
 
 from benchmarks import optimizers  # noqa: E402
 from benchmarks import records  # noqa: E402
+from benchmarks.step_time import transformer_shapes  # noqa: E402
 from keras_adafactor import Adafactor  # noqa: E402
 from tpu_scripts import tpu_compiler  # noqa: E402
 from tpu_scripts import train_step  # noqa: E402
 
 TOPOLOGY = "v5e:2x2"
+TOPOLOGIES = (TOPOLOGY, "v6e:2x2")
 SHAPES = [(4096, 4096), (16384, 8192), (1024, 16, 64), (3, 3, 512, 512)]
 QUICK_SHAPES = [(512, 512)]
 # On every shape; the rest of the family on the first one.
@@ -61,18 +64,18 @@ FAMILY = OPTIMIZERS | {
 LAYERS, WIDTH, BATCH = 12, 4096, 64
 
 
-def variables(shape, count=1):
+def variables(shapes):
     return [
         keras.Variable("zeros", shape=shape, dtype="float32", name=f"w{i}")
-        for i in range(count)
+        for i, shape in enumerate(shapes)
     ]
 
 
-def built(make, shape, count=1):
+def built(make, shapes):
     """An optimizer and its variables, of which none has a value."""
 
     def build():
-        optimizer, weights = make(), variables(shape, count)
+        optimizer, weights = make(), variables(shapes)
         optimizer.build(weights)
         return optimizer, weights
 
@@ -80,7 +83,7 @@ def built(make, shape, count=1):
 
 
 def compile_optimizer_step(make, shape, device):
-    program = train_step.compile_optimizer_step(*built(make, shape), device)
+    program = train_step.compile_optimizer_step(*built(make, [shape]), device)
     size = math.prod(shape)
     return {
         "bytes_accessed": program.bytes_accessed / size,
@@ -91,7 +94,7 @@ def compile_optimizer_step(make, shape, device):
 
 def compile_training_step(make, device):
     """A stack of matrices in bfloat16, weights in float32."""
-    optimizer, weights = built(make, (WIDTH, WIDTH), LAYERS)
+    optimizer, weights = built(make, LAYERS * [(WIDTH, WIDTH)])
 
     def loss(weights, x):
         for w in weights:
@@ -134,6 +137,24 @@ def optimizer_steps(shapes, device):
     return rows
 
 
+def small_transformer():
+    """Cycles of a step of all its variables, by topology; prints them."""
+    rows = []
+    print("\nstep of a small Transformer, cycles")
+    for topology in TOPOLOGIES:
+        device = tpu_compiler.devices(topology)[0]
+        for name in ("keras.Adam", "keras.Adafactor", "Adafactor"):
+            program = train_step.compile_optimizer_step(
+                *built(FAMILY[name], transformer_shapes()), device
+            )
+            cycles = program.estimated_cycles()
+            rows.append(
+                {"topology": topology, "optimizer": name, "cycles": cycles}
+            )
+            print(f"{topology:8} {name:28} {cycles:10,}", flush=True)
+    return rows
+
+
 def training_steps(device):
     """A dict for each optimizer; prints it."""
     rows = []
@@ -157,6 +178,7 @@ def main(quick):
     result = {
         "topology": TOPOLOGY,
         "optimizer_step": optimizer_steps(SHAPES, device),
+        "small_transformer": small_transformer(),
         "training_step": training_steps(device),
     }
     print(f"written to {records.save('tpu_compile', result)}")
