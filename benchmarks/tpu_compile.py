@@ -5,11 +5,12 @@
 
 Compiles for one TPU v5e, executes nothing: the figures are the compiler's. For
 the step of the optimizer alone it prints the bytes it moves and its estimate
-of cycles, of single variables and, on a v6e too, of those of a small
-Transformer, which are many kernels; for a whole training step of twelve 4096 x 4096 layers the memory it
-needs, which shows what a guard makes wait. What some optimizers do every so
-many steps alone is left out: `benchmarks.refresh_cost` has it. Writes
-`results/tpu_compile.json` beside this file.
+of cycles: for single variables and, on a v6e too, for all of a small
+Transformer, which are many kernels. For a whole training step of twelve
+4096 x 4096 layers it prints the memory it needs, which shows what a guard makes
+wait. What some optimizers do every so many steps alone is left out:
+`benchmarks.refresh_cost` has it. Writes `results/tpu_compile.json` beside this
+file.
 """
 
 import argparse
