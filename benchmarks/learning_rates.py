@@ -11,8 +11,9 @@ Adam's units (absolute steps, `beta_1=0.9`), over a ladder of constant learning
 rates and three seeds. The validation loss is looked at after 20, 100 and 400
 steps, so that each number of steps has its own best rate.
 
-Writes `results/learning_rates.json` and `.png` beside this file after each run:
-the same command goes on where it was stopped.
+Writes `results/learning_rates.json` beside this file after each run and
+`results/learning_rates.png` at the end: the same command goes on where it was
+stopped.
 """
 
 import argparse
@@ -150,7 +151,7 @@ class Run(NamedTuple):
 
 
 def batches(data, steps, seed):
-    """Batches without an end, drawn with a seed."""
+    """As many batches as there are steps, drawn with a seed."""
     x, y = data
     rng = np.random.default_rng(seed)
     for _ in range(steps):
@@ -227,7 +228,9 @@ def draw(results, path):
         for axes, step in zip(line, STEPS, strict=True):
             for way in WAYS:
                 losses = mean_losses(results, task, way, step)
-                axes.plot(losses.keys(), losses.values(), "o-", ms=3, label=way)
+                axes.plot(
+                    list(losses), list(losses.values()), "o-", ms=3, label=way
+                )
             start = mean_losses(results, task, "Adam", step).values()
             axes.set(
                 xscale="log",

@@ -336,14 +336,17 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
             return [keras.ops.expand_dims(x, stage) for x in sums]
 
         return jax.lax.platform_dependent(a, b, tpu=in_one_pass, default=apart)
-    if keras.backend.backend() == "tensorflow" and a.dtype == tf.float32:
+    if (
+        keras.backend.backend() == "tensorflow"
+        and a.dtype == tf.float32
+        and _on_tpu_strategy()
+    ):
 
         def sums_of_two(a, b, stage):
             both = tf.reduce_sum(tf.complex(a, b), stage, keepdims=True)
             return tf.math.real(both), tf.math.imag(both)
 
-        if _on_tpu_strategy():
-            return in_one_pass(a, b)
+        return in_one_pass(a, b)
     return apart(a, b)
 
 
