@@ -5,6 +5,7 @@ on virtual CPU devices; what `TPUStrategy` would compile is traced.
 """
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -479,7 +480,7 @@ def test_state_that_waits_for_its_slots_reaches_every_replica(tmp_path):
 
 # What a TPU would compile.
 
-TPU_SHAPES = [(64, 64), (3, 3, 4, 8), (5,), ()]
+TPU_SHAPES = [(64, 64), (3, 3, 4, 8), (5,), (), (1025, 1024)]
 
 
 def tpu_step(settings, dtype="float32", wrap=None, make=Adafactor):
@@ -542,8 +543,10 @@ def test_tpu_step_of_every_optimizer_sums_every_gradient_once(row):
 def test_tpu_step_reads_update_and_weight_in_one_pass():
     """The sum of complex numbers is what XLA does not take apart."""
     count, _ = tpu_step({})
-    # The last axis first, then the others.
-    assert count["Complex"] == sum(min(len(s), 2) for s in TPU_SHAPES)
+    # More than 2**20 numbers in two stages: the last axis, then the others.
+    stages = [2 if math.prod(shape) > 2**20 else 1 for shape in TPU_SHAPES]
+    assert count["Complex"] == sum(stages)
+    assert {1, 2} == set(stages)
 
 
 @pytest.mark.parametrize("guard", ["variable", "step", None])
