@@ -19,11 +19,13 @@ from matplotlib.figure import Figure
 
 import keras_adafactor
 from benchmarks import records
+from benchmarks import tables
 from benchmarks.family import SEEDS
 from benchmarks.family import Run
 from benchmarks.family import configure
 from benchmarks.family import corpus_parser
 from benchmarks.family import parse
+from benchmarks.family_report import spread
 from examples.translation.optimizers import build_optimizer
 from examples.translation.optimizers import rate_or_schedule
 from examples.translation.termination import Termination
@@ -140,6 +142,33 @@ def _row(row):
     )
 
 
+def table(corpus):
+    """What each way comes to, as Markdown; empty where runs are missing."""
+    results = records.load(result_name(corpus)).get("runs", [])
+    lines = []
+    for way in WAYS:
+        rows = [row for row in results if row["way"] == way]
+        if len(rows) < len(SEEDS):
+            return ""
+        lines.append(
+            [
+                way,
+                f"{max(map(rise, rows)):.3f}",
+                spread([row["after"][-1][2] for row in rows], 3),
+                spread([row["bleu"] for row in rows], 1),
+            ]
+        )
+    return tables.markdown(
+        [
+            f"from step {CHANGE} to {STEPS}",
+            "largest rise",
+            "validation loss",
+            "BLEU",
+        ],
+        lines,
+    )
+
+
 def plot(results, title, path):
     """Validation loss around the change, the mean of the seeds."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
@@ -173,12 +202,7 @@ def main():
     results = records.load(name).get("runs", [])
     for seed in SEEDS:
         run_seed(options, seed, results)
-    for way in WAYS:
-        rows = [row for row in results if row["way"] == way]
-        print(
-            f"{way:32} largest rise {max(map(rise, rows)):.4f}  "
-            f"BLEU {statistics.mean(row['bleu'] for row in rows):.1f}"
-        )
+    print(table(options.corpus))
     plot(results, options.corpus, records.path(name).with_suffix(".png"))
 
 

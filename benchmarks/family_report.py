@@ -125,9 +125,11 @@ def plot_losses(results, title, path):
     ordered = sorted(curves, key=lambda name: -curves[name][1][-1])
     for index, name in enumerate(ordered):
         ours = not LABELS[name].startswith("keras")
+        # There are ten colours.
+        again = index >= 10
         axes.plot(
             *curves[name],
-            "-" if ours else "--",
+            (":" if again else "-") if ours else ("-." if again else "--"),
             color=f"C{index % 10}",
             linewidth=1.8 if ours else 1.2,
             label=f"{LABELS[name]}  {curves[name][1][-1]:.2f}",
@@ -149,7 +151,14 @@ def plot_bleu(results, title, path):
         ylabel=f"BLEU, mean and range of {len(SEEDS)} seeds",
         xscale="log",
     )
-    for name, runs in finals(results).items():
+    placed = []
+    line = 0.031 * max(
+        bleu(run) for runs in finals(results).values() for run in runs
+    )
+    for name, runs in sorted(
+        finals(results).items(),
+        key=lambda item: statistics.mean(map(bleu, item[1])),
+    ):
         scores = [bleu(run) for run in runs]
         mean, size = statistics.mean(scores), bytes_a_parameter(runs[0])
         ours = not LABELS[name].startswith("keras")
@@ -161,15 +170,20 @@ def plot_bleu(results, title, path):
             color="C0" if ours else "0.45",
             capsize=3,
         )
+        # Above the label before, where the two would meet.
+        near = [y for x, y in placed if 1 / 3 < size / x < 3]
+        height = max([mean, *(y + line for y in near)])
+        placed.append((size, height))
         axes.annotate(
             LABELS[name],
             (size, mean),
-            xytext=(6, 4),
-            textcoords="offset points",
+            xytext=(1.25 * size, height),
+            va="center",
             fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.7},
         )
     axes.grid(alpha=0.3)
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
     figure.savefig(path, format="png", dpi=120)
 
 

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from benchmarks import change_optimizer
 from benchmarks import data_input
 from benchmarks import family
 from benchmarks import family_report
+from benchmarks import learning_rates
 from benchmarks import optimizers
 from benchmarks import records
 from benchmarks import refresh_cost
@@ -241,6 +243,22 @@ TABLES = (
         "family synthetic",
         lambda: family_report.table(family.load("synthetic")),
     ),
+    Table(
+        "docs/which_optimizer.md",
+        "family multi30k",
+        lambda: family_report.table(family.load("multi30k")),
+    ),
+    Table(
+        "docs/coming_from_adam.md",
+        "change synthetic",
+        lambda: change_optimizer.table("synthetic"),
+    ),
+    Table(
+        "docs/coming_from_adam.md",
+        "change multi30k",
+        lambda: change_optimizer.table("multi30k"),
+    ),
+    Table("docs/coming_from_adam.md", "learning rates", learning_rates.table),
 )
 
 

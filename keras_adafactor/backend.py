@@ -105,11 +105,19 @@ if keras.backend.backend() == "tensorflow":
             return gradients
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
-    def update_variables(optimizer, update, variables, *columns):
+    def update_variables(optimizer, update, variables, *columns, in_turn=()):
         """Calls `update(variable, *row)` for every variable, on its replicas.
 
         Slots may only be assigned in cross-replica context: assigned in
         replica context, they drift apart without an error.
+
+        Args:
+            optimizer: The optimizer.
+            update: Function of a variable and a row of `columns`.
+            variables: List of variables.
+            *columns: Lists of as many.
+            in_turn: Those variables of which XLA is to end one before it
+                begins the next. Only JAX can say so.
         """
 
         def across_replicas(strategy, variables, *columns):
@@ -174,9 +182,14 @@ else:
     def sum_over_replicas(gradients):
         return gradients
 
-    def update_variables(optimizer, update, variables, *columns):
-        for variable, *row in zip(variables, *columns, strict=True):
-            update(variable, *row)
+    def update_variables(optimizer, update, variables, *columns, in_turn=()):
+        waiting = {id(variable) for variable in in_turn}
+        before = None
+        for variable, first, *row in zip(variables, *columns, strict=True):
+            if id(variable) in waiting:
+                first = _after(before, first)
+                before = variable
+            update(variable, first, *row)
 
     def creation_scope(optimizer):
         return contextlib.nullcontext()
@@ -186,6 +199,33 @@ else:
 
     def colocate_with(optimizer, variable):
         return contextlib.nullcontext()
+
+
+def _after(variable, tensor):
+    """The tensor, once a variable has the value that it was assigned last.
+
+    On a TPU, where no variable is split: there XLA would begin the updates of
+    many variables before it ends one, and hold what is half done of each.
+
+    Args:
+        variable: Variable; `None` for none.
+        tensor: What the next update begins with.
+    """
+    if (
+        keras.backend.backend() != "jax"
+        or variable is None
+        or not isinstance(variable.value, jax.core.Tracer)
+        or not _variables_are_whole()
+    ):
+        return tensor
+    # The order counts: what stands first is computed first.
+    tensor, assigned = jax.lax.platform_dependent(
+        (tensor, variable.value),
+        tpu=jax.lax.optimization_barrier,
+        default=lambda both: both,
+    )
+    variable.assign(assigned)
+    return tensor
 
 
 def mean(x, axes):

@@ -6,6 +6,7 @@ assigned outside of this file, but by what is loaded.
 """
 
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -381,9 +382,37 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             [self.learning_rate] * count,
             totals,
             finite,
+            in_turn=self._in_turn(trainable_variables),
         )
         if self.use_ema:
             self._average_the_rest(trainable_variables, step_finite)
+
+    def _in_turn(self, variables):
+        """The variables that are updated one after another.
+
+        Those whose gradient is read more than once, as statistics are made of
+        it: it is then held as long as its update lasts. Not where a condition
+        needs it whole (a refresh, accumulation) or the step needs all of them
+        at once, nor small ones, which are faster together.
+        """
+        if (
+            self.skip_nonfinite == "step"
+            or self.global_clipnorm
+            or self.gradient_accumulation_steps
+        ):
+            return []
+
+        def waits(variable):
+            size = math.prod(variable.shape)
+            plan = self._kept_for(variable).plan
+            statistics = [
+                array
+                for array in plan.arrays().values()
+                if 1 < math.prod(array.shape) < size
+            ]
+            return size >= 2**22 and statistics and not plan.refreshes
+
+        return [variable for variable in variables if waits(variable)]
 
     def _count_step(self, finite):
         """Counts a step that is skipped, and takes it back."""

@@ -113,15 +113,26 @@ class Checkpoints:
         return checkpoints
 
     def _open(self, directory, identity, **options):
-        if "://" not in str(directory):
+        remote = "://" in str(directory)
+        if not remote:
             directory = os.path.abspath(directory)
         self.identity = identity
-        self._manager = ocp.CheckpointManager(
-            directory,
-            options=ocp.CheckpointManagerOptions(
-                step_name_format=_NAMES, **options
-            ),
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                directory,
+                options=ocp.CheckpointManagerOptions(
+                    step_name_format=_NAMES, **options
+                ),
+            )
+        except Exception as error:
+            # Each client of an object store has errors of its own.
+            if remote:
+                raise UserError(
+                    "--checkpoint_dir must be a directory or a bucket that "
+                    f"can be written. Received: {directory} "
+                    f"({' '.join(_first_words(error).split())})"
+                ) from error
+            raise
 
     def steps(self):
         """Returns the steps that have a whole checkpoint, ascending."""

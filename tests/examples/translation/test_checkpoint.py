@@ -100,6 +100,23 @@ def test_a_run_stalls_when_its_validation_loss_does(losses, stalled):
     assert not state.has_stalled(None)
 
 
+def test_a_bucket_that_cannot_be_used_is_named(monkeypatch):
+    """`test_processes.py` uses one."""
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("No such\n bucket [and much more]")
+
+    monkeypatch.setattr(checkpoint.ocp, "CheckpointManager", refuse)
+    with pytest.raises(
+        UserError,
+        match=r"^--checkpoint_dir must be .* Received: gs://bucket/run "
+        r"\(No such bucket\)$",
+    ):
+        open_checkpoints("gs://bucket/run")
+    with pytest.raises(RuntimeError):
+        open_checkpoints("run")
+
+
 def test_nothing_to_restore_is_none(checkpoints):
     assert checkpoints.restore(*build()) is None
 

@@ -18,6 +18,7 @@ from benchmarks.kill_resume import Processes
 from examples.translation.checkpoint import GROUPS
 from examples.translation.checkpoint import Checkpoints
 from examples.translation.config import TranslationConfig
+from tests.examples.translation.bucket import bucket
 from tests.examples.translation.conftest import SETTINGS
 
 if keras.backend.backend() != "jax":
@@ -67,7 +68,7 @@ def beside(config):
     return pathlib.Path(config.run_dir).parent
 
 
-def start(config, count):
+def start(config, count, environment=None):
     """Starts `count` processes of a configuration; its log is beside it."""
     path = beside(config) / "settings.json"
     path.write_text(config.to_json())
@@ -79,7 +80,7 @@ def start(config, count):
     }
     return Processes(
         [sys.executable, "-c", PROGRAM, str(path)],
-        os.environ | shared,
+        os.environ | shared | (environment or {}),
         beside(config) / f"log-{count}",
         count,
         victim=0,
@@ -91,9 +92,9 @@ def log_of(config, name):
     return (beside(config) / f"log-{name}").read_text()
 
 
-def finish(config, count):
+def finish(config, count, environment=None):
     """Runs to the end; returns what each process had there."""
-    processes = start(config, count)
+    processes = start(config, count, environment)
     processes.wait(PATIENCE)
     assert processes.returncode == 0, log_of(config, count)[-4000:]
     return [
@@ -209,6 +210,37 @@ def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
         expected["history"][-1]["val_loss"], rel=2e-5
     )
     assert_equal_but_for_rounding(config, expected_config)
+
+
+def test_checkpoints_in_a_bucket(configured, alone, tmp_path):
+    """Two processes are killed, and one goes on alone from `gs://`."""
+    config = configured("bucket", checkpoint_dir="gs://bucket/run")
+    with bucket("bucket", tmp_path) as (environment, objects):
+        processes = start(config, 2, environment)
+        began = time.monotonic()
+        whole = "run/step_00000005/commit_success.txt"
+        while whole not in objects():
+            assert processes.poll() is None, log_of(config, 2)[-4000:]
+            assert time.monotonic() < began + PATIENCE
+            time.sleep(0.01)
+        for process in (0, 1):
+            processes.signal_one(process, signal.SIGKILL)
+        processes.wait(PATIENCE)
+        # Each has written its parts.
+        for process in (0, 1):
+            part = f"run/step_00000005/model/ocdbt.process_{process}/"
+            assert any(name.startswith(part) for name in objects())
+
+        (end,) = finish(config, 1, environment)
+        last = f"run/step_{STEPS:08}/commit_success.txt"
+        assert last in objects()
+    assert "Continuing from step " in log_of(config, 1)
+    assert not checkpoints(config).exists()
+    _, expected = alone
+    np.testing.assert_allclose(
+        losses(end["history"]), losses(expected["history"]), rtol=2e-5
+    )
+    assert end["scores"] == expected["scores"]
 
 
 def test_a_mistake_of_one_process_ends_all(configured, tmp_path):
