@@ -185,7 +185,9 @@ else:
     def update_variables(optimizer, update, variables, *columns, in_turn=()):
         waiting = {id(variable) for variable in in_turn}
         before = None
-        for variable, first, *row in zip(variables, *columns, strict=True):
+        rows = list(zip(variables, *columns, strict=True))
+        # The backward pass has the gradient of the last one first.
+        for variable, first, *row in reversed(rows):
             if id(variable) in waiting:
                 first = _after(before, first)
                 before = variable
