@@ -31,7 +31,8 @@ from examples.translation.optimizers import rate_or_schedule
 from examples.translation.termination import Termination
 from examples.translation.train import prepared
 
-STEPS, CHANGE, EVERY = 450, 150, 10
+STEPS, CHANGE, EVERY = 360, 120, 10
+SENTENCES = 300  # that are translated at the end
 
 
 def _recipe(config):
@@ -100,6 +101,7 @@ def run_seed(options, seed, results):
         config,
         steps=STEPS,
         checkpoint_every=EVERY,
+        test_sentences=SENTENCES,
         run_dir=f"{options.work_dir}/{options.corpus}-{seed}",
     )
     done = {(row["way"], row["seed"]) for row in results}
