@@ -105,7 +105,7 @@ if keras.backend.backend() == "tensorflow":
             return gradients
         return context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
 
-    def update_variables(optimizer, update, variables, *columns, in_turn=()):
+    def update_variables(optimizer, update, variables, *columns, in_turn=None):
         """Calls `update(variable, *row)` for every variable, on its replicas.
 
         Slots may only be assigned in cross-replica context: assigned in
@@ -116,8 +116,9 @@ if keras.backend.backend() == "tensorflow":
             update: Function of a variable and a row of `columns`.
             variables: List of variables.
             *columns: Lists of as many.
-            in_turn: Those variables of which XLA is to end one before it
-                begins the next. Only JAX can say so.
+            in_turn: For each variable, the list of what its update assigns if
+                XLA is to end that before it begins the next such update, or
+                `None`. Only JAX can say so.
         """
 
         def across_replicas(strategy, variables, *columns):
@@ -182,15 +183,15 @@ else:
     def sum_over_replicas(gradients):
         return gradients
 
-    def update_variables(optimizer, update, variables, *columns, in_turn=()):
-        waiting = {id(variable) for variable in in_turn}
+    def update_variables(optimizer, update, variables, *columns, in_turn=None):
+        in_turn = in_turn or [None] * len(variables)
         before = None
-        rows = list(zip(variables, *columns, strict=True))
+        rows = list(zip(variables, in_turn, *columns, strict=True))
         # The backward pass has the gradient of the last one first.
-        for variable, first, *row in reversed(rows):
-            if id(variable) in waiting:
+        for variable, assigned, first, *row in reversed(rows):
+            if assigned:
                 first = _after(before, first)
-                before = variable
+                before = assigned
             update(variable, first, *row)
 
     def creation_scope(optimizer):
@@ -203,30 +204,31 @@ else:
         return contextlib.nullcontext()
 
 
-def _after(variable, tensor):
-    """The tensor, once a variable has the value that it was assigned last.
+def _after(variables, tensor):
+    """The tensor, once variables have the values they were assigned last.
 
     On a TPU, where no variable is split: there XLA would begin the updates of
     many variables before it ends one, and hold what is half done of each.
 
     Args:
-        variable: Variable; `None` for none.
+        variables: List of variables; `None` for none.
         tensor: What the next update begins with.
     """
     if (
         keras.backend.backend() != "jax"
-        or variable is None
-        or not isinstance(variable.value, jax.core.Tracer)
+        or variables is None
+        or not isinstance(variables[0].value, jax.core.Tracer)
         or not _variables_are_whole()
     ):
         return tensor
     # The order counts: what stands first is computed first.
-    tensor, assigned = jax.lax.platform_dependent(
-        (tensor, variable.value),
+    tensor, values = jax.lax.platform_dependent(
+        (tensor, [variable.value for variable in variables]),
         tpu=jax.lax.optimization_barrier,
         default=lambda both: both,
     )
-    variable.assign(assigned)
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
     return tensor
 
 

@@ -388,31 +388,38 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             self._average_the_rest(trainable_variables, step_finite)
 
     def _in_turn(self, variables):
-        """The variables that are updated one after another.
+        """What is assigned before the update of the next variable begins.
 
-        Those whose gradient is read more than once, as statistics are made of
-        it: it is then held as long as its update lasts. Not where a condition
-        needs it whole (a refresh, accumulation) or the step needs all of them
-        at once, nor small ones, which are faster together.
+        Of those whose gradient is read more than once, as statistics are made
+        of it: it is then held as long as its update lasts. Not where a
+        condition needs it whole (a refresh, accumulation) or the step needs all
+        of them at once, nor small ones, which are faster together.
+
+        Args:
+            variables: List of variables.
+
+        Returns:
+            List, for each a list of variables, or `None`.
         """
         if (
             self.skip_nonfinite == "step"
             or self.global_clipnorm
             or self.gradient_accumulation_steps
         ):
-            return []
+            return [None] * len(variables)
 
-        def waits(variable):
+        def assigned_with(variable):
             size = math.prod(variable.shape)
-            plan = self._kept_for(variable).plan
-            statistics = [
-                array
+            plan, slots = self._kept_for(variable)
+            has_statistics = any(
+                1 < math.prod(array.shape) < size
                 for array in plan.arrays().values()
-                if 1 < math.prod(array.shape) < size
-            ]
-            return size >= 2**22 and statistics and not plan.refreshes
+            )
+            if size < 2**22 or not has_statistics or plan.refreshes:
+                return None
+            return [variable, *slots.values()]
 
-        return [variable for variable in variables if waits(variable)]
+        return [assigned_with(variable) for variable in variables]
 
     def _count_step(self, finite):
         """Counts a step that is skipped, and takes it back."""
