@@ -26,6 +26,8 @@ from benchmarks.family import configure
 from benchmarks.family import corpus_parser
 from benchmarks.family import parse
 from benchmarks.family_report import spread
+from examples.translation.evaluate import read_pairs
+from examples.translation.evaluate import translate_pairs
 from examples.translation.optimizers import build_optimizer
 from examples.translation.optimizers import rate_or_schedule
 from examples.translation.termination import Termination
@@ -83,7 +85,9 @@ def go_on(config, way, weights, adam):
             keras_adafactor.warm_start(job.model, adam)
         job.state.step = CHANGE
         job.fit(Termination())
-        return job.state.history, job.finish()["scores"]["final"]
+        pairs = read_pairs(job.corpus, "test", SENTENCES)
+        score = translate_pairs(job.translator, pairs).score()
+        return job.state.history, score.bleu
 
 
 def result_name(corpus):
@@ -101,7 +105,6 @@ def run_seed(options, seed, results):
         config,
         steps=STEPS,
         checkpoint_every=EVERY,
-        test_sentences=SENTENCES,
         run_dir=f"{options.work_dir}/{options.corpus}-{seed}",
     )
     done = {(row["way"], row["seed"]) for row in results}
@@ -110,14 +113,14 @@ def run_seed(options, seed, results):
         return
     weights, adam, before = begin(config)
     for way in todo:
-        history, scores = go_on(config, way, weights, adam)
+        history, bleu = go_on(config, way, weights, adam)
         results.append(
             {
                 "way": way,
                 "seed": seed,
                 "before": _curve(before),
                 "after": _curve(history),
-                "bleu": scores["test"]["bleu"],
+                "bleu": bleu,
             }
         )
         records.save(
