@@ -45,6 +45,7 @@ from keras_adafactor.step import take_step
 from keras_adafactor.storage import Array
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
+_LARGE = 2**22  # elements of a variable from which updates are made in turn
 
 
 class _Kept(NamedTuple):
@@ -415,7 +416,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 1 < math.prod(array.shape) < size
                 for array in plan.arrays().values()
             )
-            if size < 2**22 or not has_statistics or plan.refreshes:
+            if size < _LARGE or not has_statistics or plan.refreshes:
                 return None
             return [variable, *slots.values()]
 

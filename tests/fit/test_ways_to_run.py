@@ -3,9 +3,12 @@
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 from keras_adafactor import Adafactor
+from keras_adafactor import backend
+from keras_adafactor import optimizer
 from tests.fit.common import MATRIX
 from tests.fit.common import SHAPES
 from tests.fit.common import STARTS
@@ -17,6 +20,9 @@ from tests.probe import probe_model
 from tests.probe import weights
 
 BACKEND = keras.backend.backend()
+
+if BACKEND == "jax":
+    import jax
 
 
 def runs_of_fit():
@@ -159,3 +165,45 @@ def test_autograph_leaves_the_step_as_it_is_written():
     optimizer.build([variable])
     tf.function(lambda g: optimizer.apply([g]))(tf.constant([1.0]))
     assert set(files) == {__file__}
+
+
+@pytest.mark.skipif(
+    BACKEND != "jax",
+    reason="Only on JAX updates wait: KERAS_BACKEND=jax runs this.",
+)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"beta_1": 0.9, "momentum_dtype": "int8", "use_ema": True},
+        {"record_update_rms": True, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_updates_in_turn_are_those_at_once(setting, monkeypatch):
+    """As on a TPU, whose branch is taken here, of small variables too."""
+    shapes = {"a": (6, 4), "b": (5,), "c": (3, 4), "d": (4, 4)}
+    given = gradients(4, shapes)
+    starts = {name: rows[0] for name, rows in gradients(1, shapes, 1).items()}
+    barriers = []
+
+    def on_tpu(*values, default, tpu=None, **others):
+        barriers.append(tpu is jax.lax.optimization_barrier)
+        return (tpu or default)(*values)
+
+    def run():
+        model = probe_model(starts, Adafactor(0.1, **setting))
+        fit(model, given)
+        return [
+            keras.ops.convert_to_numpy(variable)
+            for variable in [*model.variables, *model.optimizer.variables]
+        ]
+
+    at_once = run()
+    monkeypatch.setattr(optimizer, "_LARGE", 1)
+    monkeypatch.setattr(backend, "_variables_are_whole", lambda: True)
+    monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
+    in_turn = run()
+    assert any(barriers)
+    for one, other in zip(at_once, in_turn, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

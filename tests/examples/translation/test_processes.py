@@ -6,6 +6,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -212,6 +213,10 @@ def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
     assert_equal_but_for_rounding(config, expected_config)
 
 
+@pytest.mark.skipif(
+    shutil.which("openssl") is None,
+    reason="openssl makes the emulator's certificate: install it.",
+)
 def test_checkpoints_in_a_bucket(configured, alone, tmp_path):
     """Two processes are killed, and one goes on alone from `gs://`."""
     config = configured("bucket", checkpoint_dir="gs://bucket/run")
