@@ -6,10 +6,11 @@
 The translation example trains with Adam for a third of its steps. From these
 weights it goes on with Adam, with Adafactor that starts from nothing, and with
 Adafactor after `keras_adafactor.warm_start`: as its recipe has it, with its
-default rate, and with Adam's own learning rates. Prints, of three seeds, the largest rise of the
-validation loss above its value at the change, and the BLEU at the end. Writes
-`results/change_optimizer_<corpus>.json` beside this file after each run, and a
-`.png` after the last: the same command goes on where it was stopped.
+default rate, and with Adam's own learning rates. Prints, of three seeds, the
+largest rise of the validation loss above its value at the change, and the BLEU
+at the end. Writes `results/change_optimizer_<corpus>.json` beside this file
+after each run, and a `.png` after the last: the same command goes on where it
+was stopped.
 """
 
 import dataclasses
