@@ -153,14 +153,21 @@ def _row(row):
     )
 
 
+def complete(results):
+    """The rows of those seeds that went all ways."""
+    done = {(row["way"], row["seed"]) for row in results}
+    seeds = [s for s in SEEDS if all((way, s) in done for way in WAYS)]
+    return [row for row in results if row["seed"] in seeds]
+
+
 def table(corpus):
     """What each way comes to, as Markdown; empty where runs are missing."""
-    results = records.load(result_name(corpus)).get("runs", [])
+    results = complete(records.load(result_name(corpus)).get("runs", []))
+    if not results:
+        return ""
     lines = []
     for way in WAYS:
         rows = [row for row in results if row["way"] == way]
-        if not rows:
-            return ""
         lines.append(
             [
                 way,
@@ -169,9 +176,10 @@ def table(corpus):
                 spread([row["bleu"] for row in rows], 1),
             ]
         )
+    seeds = len({row["seed"] for row in results})
     return tables.markdown(
         [
-            f"from step {CHANGE} to {STEPS}",
+            f"from step {CHANGE} to {STEPS}, seeds: {seeds}",
             "largest rise",
             "validation loss",
             "BLEU",
@@ -190,8 +198,6 @@ def plot(results, title, path):
     )
     for index, way in enumerate(WAYS):
         rows = [row for row in results if row["way"] == way]
-        if not rows:
-            continue
         curves = [row["before"][-1:] + row["after"] for row in rows]
         points = list(zip(*curves, strict=True))
         axes.plot(
@@ -214,7 +220,11 @@ def main():
     for seed in SEEDS:
         run_seed(options, seed, results)
     print(table(options.corpus))
-    plot(results, options.corpus, records.path(name).with_suffix(".png"))
+    plot(
+        complete(results),
+        options.corpus,
+        records.path(name).with_suffix(".png"),
+    )
 
 
 if __name__ == "__main__":

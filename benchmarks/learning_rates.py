@@ -215,7 +215,8 @@ def table():
                     f"{losses[default]:.3f}; {losses[best]:.3f} at {best:g}"
                 )
             rows.append(row)
-    header = ["default; best", "steps"]
+    seeds = len({row["seed"] for row in results})
+    header = [f"default; best (seeds: {seeds})", "steps"]
     header += [f"{way} ({WAYS[way].default:g})" for way in WAYS]
     return tables.markdown(header, rows)
 
