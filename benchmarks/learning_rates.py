@@ -199,9 +199,20 @@ def mean_losses(results, task, way, step):
     }
 
 
+def complete(results):
+    """The rows of those seeds that did every task in every way."""
+    done = {Run(row["task"], row["way"], row["seed"]) for row in results}
+    seeds = [
+        seed
+        for seed in SEEDS
+        if all(Run(task, way, seed) in done for task in TASKS for way in WAYS)
+    ]
+    return [row for row in results if row["seed"] in seeds]
+
+
 def table():
     """The best of every way, as Markdown; empty where runs are missing."""
-    results = load()
+    results = complete(load())
     rows = []
     for task in TASKS:
         for step in STEPS:
@@ -279,7 +290,7 @@ def main():
     trainings.run_all(todo, train, finished, options.workers)
     print(table())
     path = records.path("learning_rates").with_suffix(".png")
-    draw(results, path)
+    draw(complete(results), path)
     print(f"drawn: {path}")
 
 
