@@ -72,9 +72,12 @@ def bytes_a_parameter(run):
 
 
 def spread(values, digits):
-    """Mean, and half the range, as text."""
+    """Mean, and half the range if there is one, as text."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
     half = (max(values) - min(values)) / 2
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+    return f"{mean} ± {half:.{digits}f}"
 
 
 def table(results):
