@@ -205,6 +205,9 @@ def plot(results, title, path):
             [statistics.mean(p[2] for p in point) for point in points],
             "-" if WAYS[way][1] else ":",
             color=f"C{index // 2}",
+            # Another lies upon it.
+            linewidth=4 if index < 2 else 1.5,
+            alpha=0.5 if index < 2 else 1,
             label=way,
         )
     axes.axvline(CHANGE, color="0.6", linewidth=0.8)
