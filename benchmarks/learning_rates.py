@@ -246,14 +246,18 @@ def draw(results, path):
             start = mean_losses(results, task, "Adam", step).values()
             axes.set(
                 xscale="log",
+                yscale="log",
                 title=f"{task}, {step} steps",
-                ylim=(0, 1.3 * max(start)),
+                ylim=(None, 1.3 * max(start)),
             )
-            axes.grid(alpha=0.3)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
+            axes.grid(alpha=0.3, which="both")
         line[0].set_ylabel("validation loss")
     for axes in panels[-1]:
         axes.set_xlabel("learning rate")
-    panels[0][0].legend(fontsize=8)
+    lines, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=len(WAYS))
     figure.savefig(path, dpi=120)
 
 
