@@ -10,12 +10,14 @@ import contextlib
 import functools
 import http.server
 import logging
+import re
 import ssl
 import subprocess
 import threading
 import urllib.parse
 
 from gcp_storage_emulator import server
+from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import buckets
 from gcp_storage_emulator.storage import Storage
 
@@ -28,6 +30,9 @@ server.HANDLERS = tuple(
     for address, methods in server.HANDLERS
 )
 
+_CONTENT = re.compile(
+    r"(/storage/v1/b)?/(?P<bucket>[^/?]+)(/o)?/(?P<object>[^?]+)(\?.*)?"
+)
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 
 
@@ -59,6 +64,16 @@ class _Handler(server.RequestHandler):
                 # TensorFlow sends both, the emulator reads the other one.
                 del self.headers["Content-Length"]
         return parsed
+
+    def end_headers(self):
+        """Says which version is read, which TensorStore's writes name."""
+        found = _CONTENT.fullmatch(self.path)
+        if self.command == "GET" and found:
+            name = urllib.parse.unquote(found["object"])
+            with contextlib.suppress(NotFound):
+                about = self.storage.get_file_obj(found["bucket"], name)
+                self.send_header("x-goog-generation", about["generation"])
+        super().end_headers()
 
     def do_GET(self):
         with self.alone:

@@ -213,6 +213,7 @@ def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
     assert_equal_but_for_rounding(config, expected_config)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(
     shutil.which("openssl") is None,
     reason="openssl makes the emulator's certificate: install it.",
