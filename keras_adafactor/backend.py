@@ -116,9 +116,9 @@ if keras.backend.backend() == "tensorflow":
             update: Function of a variable and a row of `columns`.
             variables: List of variables.
             *columns: Lists of as many.
-            in_turn: For each variable, the list of what its update assigns if
-                XLA is to end that before it begins the next such update, or
-                `None`. Only JAX can say so.
+            in_turn: Function of a variable that returns the list of what its
+                update assigns if XLA is to end that before it begins the next
+                such update, else `None`. Only asked where JAX can say so.
         """
 
         def across_replicas(strategy, variables, *columns):
@@ -184,11 +184,11 @@ else:
         return gradients
 
     def update_variables(optimizer, update, variables, *columns, in_turn=None):
-        in_turn = in_turn or [None] * len(variables)
         before = None
-        rows = list(zip(variables, in_turn, *columns, strict=True))
+        rows = list(zip(variables, *columns, strict=True))
         # The backward pass has the gradient of the last one first.
-        for variable, assigned, first, *row in reversed(rows):
+        for variable, first, *row in reversed(rows):
+            assigned = _can_wait(variable) and in_turn and in_turn(variable)
             if assigned:
                 first = _after(before, first)
                 before = assigned
@@ -204,22 +204,26 @@ else:
         return contextlib.nullcontext()
 
 
+def _can_wait(variable):
+    """Whether the order of updates can be said: traced by JAX, none split."""
+    return (
+        keras.backend.backend() == "jax"
+        and isinstance(variable.value, jax.core.Tracer)
+        and _variables_are_whole()
+    )
+
+
 def _after(variables, tensor):
     """The tensor, once variables have the values they were assigned last.
 
-    On a TPU, where no variable is split: there XLA would begin the updates of
-    many variables before it ends one, and hold what is half done of each.
+    On a TPU: there XLA would begin the updates of many variables before it ends
+    one, and hold what is half done of each.
 
     Args:
         variables: List of variables; `None` for none.
         tensor: What the next update begins with.
     """
-    if (
-        keras.backend.backend() != "jax"
-        or variables is None
-        or not isinstance(variables[0].value, jax.core.Tracer)
-        or not _variables_are_whole()
-    ):
+    if variables is None:
         return tensor
     # The order counts: what stands first is computed first.
     tensor, values = jax.lax.platform_dependent(

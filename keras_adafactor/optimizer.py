@@ -383,12 +383,12 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             [self.learning_rate] * count,
             totals,
             finite,
-            in_turn=self._in_turn(trainable_variables),
+            in_turn=self._in_turn,
         )
         if self.use_ema:
             self._average_the_rest(trainable_variables, step_finite)
 
-    def _in_turn(self, variables):
+    def _in_turn(self, variable):
         """What is assigned before the update of the next variable begins.
 
         Of those whose gradient is read more than once, as statistics are made
@@ -397,30 +397,26 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         of them at once, nor small ones, which are faster together.
 
         Args:
-            variables: List of variables.
+            variable: Variable that is updated.
 
         Returns:
-            List, for each a list of variables, or `None`.
+            List of variables, or `None`.
         """
         if (
             self.skip_nonfinite == "step"
             or self.global_clipnorm
             or self.gradient_accumulation_steps
         ):
-            return [None] * len(variables)
-
-        def assigned_with(variable):
-            size = math.prod(variable.shape)
-            plan, slots = self._kept_for(variable)
-            has_statistics = any(
-                1 < math.prod(array.shape) < size
-                for array in plan.arrays().values()
-            )
-            if size < _LARGE or not has_statistics or plan.refreshes:
-                return None
-            return [variable, *slots.values()]
-
-        return [assigned_with(variable) for variable in variables]
+            return None
+        size = math.prod(variable.shape)
+        plan, slots = self._kept_for(variable)
+        has_statistics = any(
+            1 < math.prod(array.shape) < size
+            for array in plan.arrays().values()
+        )
+        if size < _LARGE or not has_statistics or plan.refreshes:
+            return None
+        return [variable, *slots.values()]
 
     def _count_step(self, finite):
         """Counts a step that is skipped, and takes it back."""
