@@ -36,6 +36,17 @@ _CONTENT = re.compile(
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 
 
+def _one_at_a_time(method):
+    """A method of a handler; the storage is not made for threads."""
+
+    @functools.wraps(method)
+    def answer(handler):
+        with handler.alone:
+            method(handler)
+
+    return answer
+
+
 class _Handler(server.RequestHandler):
     """Answers what is asked of Google's hosts, also through a proxy."""
 
@@ -75,21 +86,10 @@ class _Handler(server.RequestHandler):
                 self.send_header("x-goog-generation", about["generation"])
         super().end_headers()
 
-    def do_GET(self):
-        with self.alone:
-            super().do_GET()
-
-    def do_POST(self):
-        with self.alone:
-            super().do_POST()
-
-    def do_PUT(self):
-        with self.alone:
-            super().do_PUT()
-
-    def do_DELETE(self):
-        with self.alone:
-            super().do_DELETE()
+    do_GET = _one_at_a_time(server.RequestHandler.do_GET)
+    do_POST = _one_at_a_time(server.RequestHandler.do_POST)
+    do_PUT = _one_at_a_time(server.RequestHandler.do_PUT)
+    do_DELETE = _one_at_a_time(server.RequestHandler.do_DELETE)
 
 
 @contextlib.contextmanager
