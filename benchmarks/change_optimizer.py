@@ -15,17 +15,15 @@ was stopped.
 
 import dataclasses
 import statistics
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 import keras_adafactor
+from benchmarks import family
 from benchmarks import records
 from benchmarks import tables
-from benchmarks.family import SEEDS
-from benchmarks.family import Run
-from benchmarks.family import configure
-from benchmarks.family import corpus_parser
-from benchmarks.family import parse
+from benchmarks import trainings
 from benchmarks.family_report import spread
 from examples.translation.evaluate import read_pairs
 from examples.translation.evaluate import translate_pairs
@@ -68,6 +66,21 @@ WAYS = {
 }
 
 
+class Run(NamedTuple):
+    """What is trained after the change.
+
+    Attributes:
+        way: Key of `WAYS`.
+        seed: Of weights and batches.
+    """
+
+    way: str
+    seed: int
+
+
+RUNS = [Run(way, seed) for seed in family.SEEDS for way in WAYS]
+
+
 def begin(config):
     """Trains with Adam; returns weights, optimizer and history."""
     config = dataclasses.replace(
@@ -101,8 +114,8 @@ def result_name(corpus):
 
 
 def run_seed(options, seed, results):
-    config = configure(
-        Run("adam", 0, seed, True),
+    config = family.configure(
+        family.Run("adam", 0, seed, True),
         options.corpus,
         options.text_dir,
         options.work_dir,
@@ -113,12 +126,11 @@ def run_seed(options, seed, results):
         checkpoint_every=EVERY,
         run_dir=f"{options.work_dir}/{options.corpus}-{seed}",
     )
-    done = {(row["way"], row["seed"]) for row in results}
-    todo = [way for way in WAYS if (way, seed) not in done]
-    if not todo:
+    left = [run for run in trainings.missing(RUNS, results) if run.seed == seed]
+    if not left:
         return
     weights, adam, before = begin(config)
-    for way in todo:
+    for way, _ in left:
         history, bleu = go_on(config, way, weights, adam)
         results.append(
             {
@@ -153,16 +165,13 @@ def _row(row):
     )
 
 
-def complete(results):
-    """The rows of those seeds that went all ways."""
-    done = {(row["way"], row["seed"]) for row in results}
-    seeds = [s for s in SEEDS if all((way, s) in done for way in WAYS)]
-    return [row for row in results if row["seed"] in seeds]
+def load(corpus):
+    return records.load(result_name(corpus)).get("runs", [])
 
 
 def table(corpus):
     """What each way comes to, as Markdown; empty where runs are missing."""
-    results = complete(records.load(result_name(corpus)).get("runs", []))
+    results = trainings.of_whole_seeds(RUNS, load(corpus))
     if not results:
         return ""
     lines = []
@@ -217,16 +226,17 @@ def plot(results, title, path):
 
 
 def main():
-    options = parse(corpus_parser(__doc__, "runs/change_optimizer"))
-    name = result_name(options.corpus)
-    results = records.load(name).get("runs", [])
-    for seed in SEEDS:
+    options = family.parse(
+        family.corpus_parser(__doc__, "runs/change_optimizer")
+    )
+    results = load(options.corpus)
+    for seed in family.SEEDS:
         run_seed(options, seed, results)
     print(table(options.corpus))
     plot(
-        complete(results),
+        trainings.of_whole_seeds(RUNS, results),
         options.corpus,
-        records.path(name).with_suffix(".png"),
+        records.path(result_name(options.corpus)).with_suffix(".png"),
     )
 
 

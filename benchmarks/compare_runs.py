@@ -13,7 +13,8 @@ import pathlib
 
 from matplotlib.figure import Figure
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+from benchmarks import records
+
 CURVES = ("step", "loss", "val_loss", "val_bleu", "seconds")
 SETTINGS = (
     "preset",
@@ -105,9 +106,7 @@ def main():
             )
     for run in runs:
         print(f"{run['settings']['optimizer']}: {run['optimizer']}")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{options.name}.json"
-    path.write_text(json.dumps(runs, indent=1))
+    path = records.save(options.name, {"runs": runs})
     plot(runs, options.title, path.with_suffix(".png"))
     print(f"written to {path} and {path.with_suffix('.png').name}")
 

@@ -25,18 +25,15 @@ oldest checkpoint is taken away, one element of one statistic in it is doubled,
 and the run continued. It must be reported as different.
 
 Takes half an hour of processor time; writes a table to stdout and
-`benchmarks/results/kill_resume.json`, where settings that were not asked for
-stay as they are.
+`results/kill_resume.json` beside this file, where settings that were not asked
+for stay as they are.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
-import json
 import os
 import pathlib
-import platform
 import random
 import re
 import shutil
@@ -47,11 +44,11 @@ import sys
 import tempfile
 import time
 
+from benchmarks import records
 from examples.translation.checkpoint import GROUPS
 from examples.translation.checkpoint import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "kill_resume.json"
 
 # What the three settings have in common: a model, a corpus and an evaluation
 # so small that a process is mostly its start.
@@ -616,7 +613,6 @@ def main():
     parser.add_argument("--kills", type=int, default=8, help="of each setting")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=FLAGS["steps"])
-    parser.add_argument("--output", type=pathlib.Path, default=RESULT)
     arguments = parser.parse_args()
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -630,20 +626,10 @@ def main():
                 steps=arguments.steps,
             )
     print(format_table(rows.values()))
-    versions = {
-        name: importlib.metadata.version(name) for name in ("keras", "jax")
-    }
-    others = {}
-    if arguments.output.exists():
-        others = json.loads(arguments.output.read_text())["settings"]
-    result = {
-        "seed": arguments.seed,
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
-        "settings": others | rows,
-    }
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    others = records.load("kill_resume").get("settings", {})
+    records.save(
+        "kill_resume", {"seed": arguments.seed, "settings": others | rows}
+    )
     return 0 if all(map(passed, rows.values())) else 1
 
 

@@ -13,18 +13,16 @@ is started again, and draws `results/largest_model.png`.
 """
 
 import argparse
-import json
 import os
-import pathlib
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"  # run here, compile for a TPU
 
 from matplotlib.figure import Figure  # noqa: E402
 
+from benchmarks import records  # noqa: E402
 from tpu_scripts import precompile  # noqa: E402
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "largest_model.json"
 COMMON = ("--model=decoder", "--length=512", "--search=layers")
 # Where to begin: what does not fit is found out soonest.
 SLICES = {
@@ -96,6 +94,11 @@ def ask(arguments, optimizer, layers):
     return precompile.run(request, optimizers, values.search)
 
 
+def load():
+    """Slice -> optimizer -> what `ask` returned."""
+    return records.load("largest_model").get("answers", {})
+
+
 def draw(answers, path):
     """A bar for every optimizer, a panel for every slice."""
     figure = Figure(figsize=(8, 6), layout="constrained")
@@ -124,15 +127,16 @@ def main():
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     ).parse_args()
-    answers = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    answers = load()
     for name, (arguments, starts) in SLICES.items():
         found = answers.setdefault(name, {})
         for optimizer, layers in starts.items():
             if optimizer in found:
                 continue
             found[optimizer] = ask(arguments, optimizer, layers)
-            RESULTS.write_text(json.dumps(answers, indent=1) + "\n")
-    draw(answers, RESULTS.with_suffix(".png"))
+            records.save("largest_model", {"answers": answers})
+    path = records.path("largest_model")
+    draw(answers, path.with_suffix(".png"))
     for name, found in answers.items():
         print(name)
         for optimizer in found:
@@ -141,7 +145,7 @@ def main():
                 f"  {LABELS[optimizer]}: {best['largest']} layers, "
                 f"{best.get('parameters', 0) / 1e9:.2f} billion parameters"
             )
-    print(f"written to {RESULTS} and {RESULTS.with_suffix('.png')}")
+    print(f"written to {path} and {path.with_suffix('.png').name}")
 
 
 if __name__ == "__main__":

@@ -150,6 +150,11 @@ class Run(NamedTuple):
     seed: int
 
 
+RUNS = [
+    Run(task, way, seed) for seed in SEEDS for task in TASKS for way in WAYS
+]
+
+
 def batches(data, steps, seed):
     """As many batches as there are steps, drawn with a seed."""
     x, y = data
@@ -199,20 +204,9 @@ def mean_losses(results, task, way, step):
     }
 
 
-def complete(results):
-    """The rows of those seeds that did every task in every way."""
-    done = {Run(row["task"], row["way"], row["seed"]) for row in results}
-    seeds = [
-        seed
-        for seed in SEEDS
-        if all(Run(task, way, seed) in done for task in TASKS for way in WAYS)
-    ]
-    return [row for row in results if row["seed"] in seeds]
-
-
 def table():
     """The best of every way, as Markdown; empty where runs are missing."""
-    results = complete(load())
+    results = trainings.of_whole_seeds(RUNS, load())
     rows = []
     for task in TASKS:
         for step in STEPS:
@@ -269,14 +263,7 @@ def main():
     options = parser.parse_args()
     if importlib.util.find_spec("sklearn") is None:
         parser.error('scikit-learn is needed: pip install -e ".[peers]"')
-    wanted = [
-        Run(task, way, seed) for seed in SEEDS for task in TASKS for way in WAYS
-    ]
     results = load()
-
-    def todo():
-        done = {Run(r["task"], r["way"], r["seed"]) for r in results}
-        return [run for run in wanted if run not in done]
 
     def finished(measured):
         results.append(measured)
@@ -291,10 +278,15 @@ def main():
         )
         records.save("learning_rates", {"runs": results})
 
-    trainings.run_all(todo, train, finished, options.workers)
+    trainings.run_all(
+        lambda: trainings.missing(RUNS, results),
+        train,
+        finished,
+        options.workers,
+    )
     print(table())
     path = records.path("learning_rates").with_suffix(".png")
-    draw(complete(results), path)
+    draw(trainings.of_whole_seeds(RUNS, results), path)
     print(f"drawn: {path}")
 
 

@@ -9,8 +9,6 @@ beside this file, the picture of `docs/monitor.md`.
 """
 
 import argparse
-import json
-import pathlib
 import warnings
 
 import keras
@@ -18,8 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import keras_adafactor
+from benchmarks import records
 
-RESULTS = pathlib.Path(__file__).parent / "results"
 STEPS, BATCH, LOG_FREQ = 300, 64, 5
 WORDS, CONTEXT = 64, 4
 WRONG_FROM = 150
@@ -234,10 +232,9 @@ def main():
     )
     parser.add_argument("--redraw", action="store_true")
     options = parser.parse_args()
-    path = RESULTS / "monitor.json"
     if not options.redraw:
-        path.write_text(json.dumps(measure()) + "\n")
-    runs = json.loads(path.read_text())
+        records.save("monitor", {"runs": measure()})
+    path, runs = records.path("monitor"), records.load("monitor")["runs"]
     for name, run in runs.items():
         last = {k: v[-1] for k, v in run["series"].items() if "/" not in k}
         print(f"{name}: loss {run['loss']:.2f}", run["warned_at"], last)

@@ -263,10 +263,6 @@ def main():
     ]
     results = load()
 
-    def todo():
-        done = {Run(r["row"], r["warm"], r["seed"]) for r in results}
-        return [run for run in wanted if run not in done]
-
     def finished(measured):
         results.append(measured)
         print(
@@ -277,7 +273,7 @@ def main():
         records.save("paper_claims", {"steps": STEPS, "runs": results})
 
     trainings.run_all(
-        todo,
+        lambda: trainings.missing(wanted, results),
         functools.partial(train, steps=STEPS, work_dir=options.work_dir),
         finished,
         options.workers,

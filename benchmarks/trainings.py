@@ -53,6 +53,21 @@ def run_all(todo, train, finished, workers):
                 finished(future.result())
 
 
+def missing(wanted, results):
+    """Those of the wanted runs, named tuples, of which there is no result."""
+    return [
+        run
+        for run in wanted
+        if not any(run._asdict().items() <= row.items() for row in results)
+    ]
+
+
+def of_whole_seeds(wanted, results):
+    """The results of those seeds of which no wanted run is missing."""
+    broken_off = {run.seed for run in missing(wanted, results)}
+    return [row for row in results if row["seed"] not in broken_off]
+
+
 def log_to(path):
     """Sends what this process prints to the end of a file."""
     path = pathlib.Path(path)
