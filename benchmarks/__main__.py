@@ -46,6 +46,7 @@ BENCHMARKS = {
         BACKENDS,
         quick=True,
     ),
+    "state_bytes": Benchmark("what each keeps, counted", "half a minute"),
     "refresh_cost": Benchmark(
         "what SOAP, COAP and SubspaceMomentum do every so many steps",
         "10 minutes",

@@ -21,6 +21,7 @@ from benchmarks import learning_rates
 from benchmarks import optimizers
 from benchmarks import records
 from benchmarks import refresh_cost
+from benchmarks import state_bytes
 from benchmarks import tables
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -230,6 +231,8 @@ def family_cost():
 
 TABLES = (
     Table("docs/tpu.md", "largest model", largest_model),
+    Table("README.md", "state", state_bytes.beside_adam),
+    Table("docs/memory_and_speed.md", "state", state_bytes.table),
     Table("docs/memory_and_speed.md", "refresh", refresh_cost.table),
     Table("docs/memory_and_speed.md", "step time", step_time),
     Table("docs/memory_and_speed.md", "first step", first_step),
