@@ -4,9 +4,10 @@
     python -m benchmarks.family --corpus multi30k --text_dir DIR
 
 Every optimizer takes equal steps on equal batches. Its learning rate is the
-best of a ladder of factors of two around the recipe's, by the validation loss
-of the first seed; the ladder grows where the best is its end. With the best it
-then trains on all seeds and translates the test sentences.
+best of a ladder of factors of two, by the validation loss of the first seed. The
+ladder begins around the recipe's rate, on Multi30k around the best of the
+synthetic corpus, and grows where the best is its end. With the best the
+optimizer then trains on all seeds and translates the test sentences.
 
 One line is printed a run, and `results/family_<corpus>.json` beside this file
 is written after each: the same command goes on where it was stopped. `DIR`
@@ -90,26 +91,32 @@ class Run(NamedTuple):
     scored: bool
 
 
-def wanted(optimizer, losses):
+def ladder_of(optimizer, losses):
+    """Rung -> validation loss of the first seed, of what was done."""
+    return {
+        run.rung: loss
+        for run, loss in losses.items()
+        if run.optimizer == optimizer and run.seed == SEEDS[0]
+    }
+
+
+def wanted(optimizer, losses, middle=0):
     """The runs that come next for an optimizer.
 
     Args:
         optimizer: Name.
         losses: Dict from `Run` to validation loss, of what was done.
+        middle: Int, the rung around which the ladder begins.
 
     Returns:
         List of `Run`; empty when all is done.
     """
-    ladder = {
-        run.rung: loss
-        for run, loss in losses.items()
-        if run.optimizer == optimizer and run.seed == SEEDS[0]
-    }
-    rungs = [-1, 0, 1]
+    ladder = ladder_of(optimizer, losses)
+    rungs = [middle - 1, middle, middle + 1]
     if set(rungs) <= set(ladder):
         best = min(ladder, key=ladder.get)
         if best in (min(ladder), max(ladder)) and abs(best) < LONGEST_LADDER:
-            rungs = [best + (1 if best > 0 else -1)]
+            rungs = [best + (1 if best == max(ladder) else -1)]
         else:
             runs = [Run(optimizer, best, seed, True) for seed in SEEDS]
             return [run for run in runs if run not in losses]
@@ -187,13 +194,19 @@ def describe(measured):
 def run_all(options):
     """Does all that is wanted, and writes each result as it comes."""
     results = load(options.corpus)
+    middles = {}
+    if options.corpus != "synthetic":
+        before = losses_of(load("synthetic"))
+        for optimizer in options.optimizers:
+            ladder = ladder_of(optimizer, before)
+            middles[optimizer] = min(ladder, key=ladder.get, default=0)
 
     def todo():
         losses = losses_of(results)
         return [
             run
             for optimizer in options.optimizers
-            for run in wanted(optimizer, losses)
+            for run in wanted(optimizer, losses, middles.get(optimizer, 0))
         ]
 
     def finished(measured):
