@@ -14,6 +14,8 @@ from examples.translation.evaluate import translate_pairs
 from examples.translation.termination import Termination
 
 TEST_SENTENCES = 500
+# Of every interval between validations; its seconds are those of training.
+RECORDED = ("step", "loss", "val_loss", "seconds")
 
 
 def run_all(todo, train, finished, workers):
@@ -103,7 +105,7 @@ def outcome(job, scored, *more_callbacks):
         "state_bytes": report.state_bytes(job.optimizer.variables),
         "diverged": diverged,
         "history": [
-            {name: row[name] for name in ("step", "loss", "val_loss")}
+            {name: row[name] for name in RECORDED}
             for row in job.state.history
             if math.isfinite(row["val_loss"])
         ],

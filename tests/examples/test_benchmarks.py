@@ -7,12 +7,14 @@ import sys
 import keras
 import pytest
 
+from benchmarks import change_optimizer
 from benchmarks import data_input
 from benchmarks import family
 from benchmarks import family_report
 from benchmarks import records
 from benchmarks import report
 from benchmarks import tables
+from benchmarks import trainings
 
 RESULTS = records.FOLDER
 PROGRAM = """
@@ -41,19 +43,20 @@ def test_help_is_help_without_the_compiler(name):
     assert stamps() == before
 
 
-def follow(best_rung):
+def follow(best_rung, middle=0):
     """The runs of an optimizer whose loss is least at a rung, in order."""
     losses = {}
-    while todo := family.wanted("soap", losses):
+    while todo := family.wanted("soap", losses, middle):
         for run in todo:
             assert run not in losses
             losses[run] = abs(run.rung - best_rung)
     return list(losses)
 
 
-def test_every_rate_has_a_neighbour_that_is_worse():
+@pytest.mark.parametrize("middle", [-3, 0, 2])
+def test_every_rate_has_a_neighbour_that_is_worse(middle):
     for best in range(-family.LONGEST_LADDER, family.LONGEST_LADDER + 1):
-        runs = follow(best)
+        runs = follow(best, middle)
         rungs = {run.rung for run in runs}
         assert best in rungs
         if abs(best) < family.LONGEST_LADDER:
@@ -101,6 +104,20 @@ def test_table_that_is_not_of_its_data_is_found(monkeypatch):
     changed = report.Table(page, name, lambda: make().replace("1", "2", 1))
     monkeypatch.setattr(report, "TABLES", [changed])
     assert list(report.outdated()) == [changed]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem
+)
+def test_results_say_when_and_where_they_were_measured(path):
+    assert {"date", "machine", "versions"} <= records.load(path.stem).keys()
+
+
+def test_runs_that_are_missing_are_those_without_a_result():
+    runs = [change_optimizer.Run(w, s) for s in (0, 1) for w in ("a", "b")]
+    results = [{**run._asdict(), "bleu": 1.0} for run in runs[:3]]
+    assert trainings.missing(runs, results) == runs[3:]
+    assert trainings.of_whole_seeds(runs, results) == results[:2]
 
 
 def test_measured_input_is_small_and_starts_fast():
