@@ -4,8 +4,8 @@
     python -m benchmarks.family --corpus multi30k --text_dir DIR
 
 Every optimizer takes equal steps on equal batches. Its learning rate is the
-best of a ladder of factors of two, by the validation loss of the first seed. The
-ladder begins around the recipe's rate, on Multi30k around the best of the
+best of a ladder of factors of two, by the validation loss of the first seed.
+The ladder begins around the recipe's rate, on Multi30k around the best of the
 synthetic corpus, and grows where the best is its end. With the best the
 optimizer then trains on all seeds and translates the test sentences.
 

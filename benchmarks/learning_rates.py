@@ -28,6 +28,8 @@ from typing import NamedTuple
 import keras
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from matplotlib.ticker import NullLocator
 
 import keras_adafactor
 from benchmarks import records
@@ -244,6 +246,10 @@ def draw(results, path):
                 title=f"{task}, {step} steps",
                 ylim=(None, 1.3 * max(start)),
             )
+            low, high = axes.get_ylim()
+            if high > 4 * low:  # no room for more labels
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("{x:g}")
             axes.grid(alpha=0.3, which="both")
