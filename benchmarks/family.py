@@ -2,12 +2,16 @@
 
     python -m benchmarks.family
     python -m benchmarks.family --corpus multi30k --text_dir DIR
+    python -m benchmarks.family --corpus base --optimizers adam adafactor
 
 Every optimizer takes equal steps on equal batches. Its learning rate is the
 best of a ladder of factors of two, by the validation loss of the first seed.
 The ladder begins around the recipe's rate, on Multi30k around the best of the
 synthetic corpus, and grows where the best is its end. With the best the
 optimizer then trains on all seeds and translates the test sentences.
+
+`base` is the synthetic corpus and a Transformer of the preset `base`, in few
+and small batches: whether a rate is good for a larger model too.
 
 One line is printed a run, and `results/family_<corpus>.json` beside this file
 is written after each: the same command goes on where it was stopped. `DIR`
@@ -24,6 +28,7 @@ from typing import NamedTuple
 from benchmarks import records
 from benchmarks import trainings
 from benchmarks.trainings import final_loss
+from examples.translation.config import PRESETS
 from examples.translation.config import TranslationConfig
 from examples.translation.optimizers import OPTIMIZERS as RECIPES
 from examples.translation.train import prepared
@@ -54,13 +59,27 @@ SETTINGS = {
         "synthetic_train_size": 30_000,
         "steps": 400,
         "warmup_steps": 100,
+        "checkpoint_every": 40,
     },
     "multi30k": {
         "data": "text",
         "steps": 400,
         "warmup_steps": 100,
+        "checkpoint_every": 40,
         "vocab_size": 4_000,
         "dropout": 0.1,
+    },
+    "base": {
+        "data": "synthetic",
+        "synthetic_train_size": 30_000,
+        "steps": 100,
+        "warmup_steps": 25,
+        "checkpoint_every": 50,
+        "batch_size": 16,
+        **{
+            name: PRESETS["base"][name]
+            for name in ("num_layers", "model_dim", "ff_dim", "num_heads")
+        },
     },
 }
 QUICK = {
@@ -68,11 +87,11 @@ QUICK = {
     "synthetic_train_size": 1_000,
     "steps": 40,
     "warmup_steps": 10,
+    "checkpoint_every": 40,
 }
 QUICK_OPTIMIZERS = ("adam", "adafactor")
 # XLA takes minutes to compile their decompositions for a CPU.
 WITHOUT_XLA = ("subspace_momentum", "coap", "soap")
-POINTS_OF_A_CURVE = 10
 
 
 class Run(NamedTuple):
@@ -145,7 +164,6 @@ def configure(run, corpus, text_dir, work_dir):
         settings["warmup_steps"] = 0
     default = TranslationConfig.from_preset(**settings)
     rate = recipe.learning_rate(default) * 2.0**run.rung
-    every = settings["steps"] // (1 if quick else POINTS_OF_A_CURVE)
     # So few steps take less time than to compile them.
     without_xla = quick or run.optimizer in WITHOUT_XLA
     return TranslationConfig.from_preset(
@@ -158,7 +176,6 @@ def configure(run, corpus, text_dir, work_dir):
             / f"{corpus}-{run.optimizer}-{run.rung}-{run.seed}"
         ),
         jit_compile="off" if without_xla else "auto",
-        checkpoint_every=every,
         keep_checkpoints=1,
         average_checkpoints=1,
         bleu_every=0,
@@ -195,7 +212,7 @@ def run_all(options):
     """Does all that is wanted, and writes each result as it comes."""
     results = load(options.corpus)
     middles = {}
-    if options.corpus != "synthetic":
+    if options.corpus == "multi30k":
         before = losses_of(load("synthetic"))
         for optimizer in options.optimizers:
             ladder = ladder_of(optimizer, before)
@@ -269,7 +286,7 @@ def corpus_parser(description, work_dir):
 def parse(parser):
     """The arguments of a `corpus_parser`, checked."""
     options = parser.parse_args()
-    if (options.corpus == "synthetic") == bool(options.text_dir):
+    if (options.corpus == "multi30k") != bool(options.text_dir):
         parser.error("--text_dir goes with --corpus multi30k, and only so")
     return options
 

@@ -18,7 +18,6 @@ from benchmarks import records
 from benchmarks import tables
 from benchmarks.family import OPTIMIZERS
 from benchmarks.family import SEEDS
-from benchmarks.family import SETTINGS
 from benchmarks.family import load
 from benchmarks.trainings import final_loss
 
@@ -194,13 +193,13 @@ def main():
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     ).parse_args()
-    for corpus in SETTINGS:
+    for corpus, title in TITLES.items():
         results = load(corpus)
         if not finals(results):
             continue
         for kind, plot in (("loss", plot_losses), ("bleu", plot_bleu)):
             path = records.FOLDER / f"family_{corpus}_{kind}.png"
-            plot(results, TITLES[corpus], path)
+            plot(results, title, path)
             print(f"written to {path}")
 
 
