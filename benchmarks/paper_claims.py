@@ -10,7 +10,14 @@ The steps are absolute, `A * min(t / 300, sqrt(300 / t))` with warm-up and
 `A * min(1, sqrt(300 / t))` without, but for the last row.
 
 `A` is 3e-3, chosen beforehand, with another program, as a size at which the
-rows differ. All runs are estimated to take two hours; `--quick` does seven rows
+rows differ.
+
+Section 8 makes steps relative to the size of a parameter, so that they suit
+embeddings of any scale. Here the table of embeddings is stored ten times as
+large, or as small, and divided by as much where it is used: the same function,
+whose table needs other steps. With absolute steps, and with relative ones.
+
+All runs are estimated to take two and a half hours; `--quick` does seven rows
 of one seed. Writes `results/paper_claims.json` beside this file after each run
 and `results/paper_claims.png` at the end: the same command goes on where it was
 stopped.
@@ -67,11 +74,16 @@ _SLOW, _FAST, _GROWING = (
     {"beta_2": 0.9},
     {"beta_2_decay": -0.8},
 )
+ABSOLUTE = "increasing decay, clipped at 1, factored"
+RELATIVE = "Adafactor: that, relative steps"
 _FULL, _NO_CLIP = {"factored": False}, {"clip_threshold": None}
 ROWS = {
     "momentum 0.9, slow decay": Row(
         {"beta_1": 0.9} | _SLOW | _FULL | _NO_CLIP,
         "trains without warm-up",
+    ),
+    "momentum 0.9, slow decay, factored": Row(
+        {"beta_1": 0.9} | _SLOW | _NO_CLIP, "as without factors"
     ),
     "slow decay": Row(_SLOW | _FULL | _NO_CLIP, "25.6 and 0.1"),
     "fast decay": Row(_FAST | _FULL | _NO_CLIP, "18.4 and 15.6"),
@@ -86,10 +98,8 @@ ROWS = {
     "increasing decay, clipped at 1": Row(
         _GROWING | _FULL | {"clip_threshold": 1.0}, "trains without warm-up"
     ),
-    "increasing decay, clipped at 1, factored": Row(
-        _GROWING | {"clip_threshold": 1.0}, "as without factors"
-    ),
-    "Adafactor: that, relative steps": Row(
+    ABSOLUTE: Row(_GROWING | {"clip_threshold": 1.0}, "as without factors"),
+    RELATIVE: Row(
         {"relative_step": True, "multiply_by_parameter_scale": True},
         "needs no warm-up",
     ),
@@ -101,8 +111,11 @@ QUICK = (
     ("fast decay", False),
     ("slow decay, clipped at 1", False),
     ("slow decay, clipped at 2", False),
-    ("increasing decay, clipped at 1, factored", False),
+    (ABSOLUTE, False),
 )
+# Each row that trains at any scale of the embeddings, or not: with warm-up?
+OF_SCALES = {ABSOLUTE: True, RELATIVE: False}
+SCALES = (0.1, 1.0, 10.0)
 
 
 class Run(NamedTuple):
@@ -112,11 +125,28 @@ class Run(NamedTuple):
         row: Key of `ROWS`.
         warm: Whether there is a warm-up.
         seed: Of weights and batches.
+        scale: Float, by which the table of embeddings is multiplied, and
+            divided where it is used.
     """
 
     row: str
     warm: bool
     seed: int
+    scale: float = 1.0
+
+
+RUNS = [
+    Run(row, warm, seed)
+    for seed in SEEDS
+    for row in ROWS
+    for warm in (False, True)
+] + [
+    Run(row, warm, seed, scale)
+    for seed in SEEDS
+    for row, warm in OF_SCALES.items()
+    for scale in SCALES
+    if scale != 1.0
+]
 
 
 @keras.saving.register_keras_serializable(package="benchmarks")
@@ -165,10 +195,25 @@ def build_optimizer(run):
     return keras_adafactor.Adafactor(schedule, **setting)
 
 
+def rescale(model, scale):
+    """Multiplies the table of embeddings, and leaves the function as it is."""
+    embedding = model.target_embedding
+    call = embedding.call
+    embedding.embeddings.assign(scale * embedding.embeddings)
+
+    def divided(inputs, reverse=False):
+        if reverse:
+            return call(inputs / scale, reverse=True)
+        return call(inputs) / scale
+
+    embedding.call = divided
+
+
 def train(run, steps, work_dir):
     """Does a run, in a process of its own; returns what it measured."""
     name = "".join(c if c.isalnum() else "_" for c in run.row)
-    run_dir = f"{work_dir}/{name}-{'warm' if run.warm else 'cold'}-{run.seed}"
+    name += f"-{'warm' if run.warm else 'cold'}-{run.scale:g}-{run.seed}"
+    run_dir = f"{work_dir}/{name}"
     # What was broken off would lack the updates of its first steps.
     shutil.rmtree(run_dir, ignore_errors=True)
     config = TranslationConfig.from_preset(
@@ -183,6 +228,8 @@ def train(run, steps, work_dir):
     trainings.log_to(f"{run_dir}.log")
     updates = RecordUpdates()
     with prepared(config) as job:
+        if run.scale != 1.0:
+            rescale(job.model, run.scale)
         job.compile(build_optimizer(run))
         measured = trainings.outcome(job, True, updates)
     return {
@@ -197,32 +244,62 @@ def load():
     return records.load("paper_claims").get("runs", [])
 
 
-def of_row(results, row, warm):
+def of_row(results, row, warm, scale=1.0):
     """The runs of a row, one a seed."""
-    return [r for r in results if r["row"] == row and r["warm"] == warm]
+    wanted = {"row": row, "warm": warm, "scale": scale}
+    return [r for r in results if wanted.items() <= r.items()]
+
+
+def _bleu_and_loss(runs):
+    """Two cells: BLEU and its range, loss."""
+    scores = [run["scores"].get("bleu", 0.0) for run in runs]
+    loss = statistics.mean(map(final_loss, runs))
+    return [
+        f"{statistics.mean(scores):.1f} "
+        f"({min(scores):.1f} to {max(scores):.1f})",
+        f"{loss:.2f}",
+    ]
+
+
+def _seeds(results):
+    return f"seeds: {len({run['seed'] for run in results})}"
 
 
 def table():
-    """What was measured, as Markdown; empty where seeds are missing."""
-    results = load()
+    """What was measured, as Markdown; empty where runs are missing."""
+    results = trainings.of_whole_seeds(RUNS, load())
+    if not results:
+        return ""
     rows = []
     for name, row in ROWS.items():
-        cells = [name]
-        for warm in (True, False):
-            found = of_row(results, name, warm)
-            if len(found) < len(SEEDS):
-                return ""
-            scores = [run["scores"].get("bleu", 0.0) for run in found]
-            loss = statistics.mean(map(final_loss, found))
-            cells += [
-                f"{statistics.mean(scores):.1f} "
-                f"({min(scores):.1f} to {max(scores):.1f})",
-                f"{loss:.2f}",
-            ]
-        largest = max(run["largest_update_rms"] for run in found)
-        rows.append([*cells, f"{largest:.1f}", row.says])
-    header = ["", "BLEU, warm-up", "loss", "BLEU, none", "loss"]
-    header += ["largest RMS of an update, none", "the paper"]
+        warm, cold = (of_row(results, name, w) for w in (True, False))
+        size = warm[0]["state_bytes"] / warm[0]["parameters"]
+        largest = max(run["largest_update_rms"] for run in cold)
+        cells = [name, *_bleu_and_loss(warm), *_bleu_and_loss(cold)]
+        rows.append([*cells, f"{largest:.1f}", f"{size:.2f}", row.says])
+    header = [_seeds(results), "BLEU, warm-up", "loss", "BLEU, none", "loss"]
+    header += ["largest RMS of an update, none", "state, bytes a parameter"]
+    return tables.markdown([*header, "the paper"], rows)
+
+
+def table_of_scales():
+    """Embeddings of other scales, as Markdown; empty where runs are missing."""
+    results = trainings.of_whole_seeds(RUNS, load())
+    if not results:
+        return ""
+    labels = {ABSOLUTE: "absolute steps", RELATIVE: "relative steps"}
+    rows = [
+        [f"table times {scale:g}"]
+        + [
+            cell
+            for row, warm in OF_SCALES.items()
+            for cell in _bleu_and_loss(of_row(results, row, warm, scale))
+        ]
+        for scale in SCALES
+    ]
+    header = [_seeds(results)]
+    for row in OF_SCALES:
+        header += [f"BLEU, {labels[row]}", "loss"]
     return tables.markdown(header, rows)
 
 
@@ -254,20 +331,17 @@ def main():
         "--quick", action="store_true", help="seven rows of one seed"
     )
     options = parser.parse_args()
-    wanted = [
-        Run(row, warm, seed)
-        for seed in SEEDS
-        for row in ROWS
-        for warm in (False, True)
-        if not options.quick or (seed == SEEDS[0] and (row, warm) in QUICK)
-    ]
+    wanted = RUNS
+    if options.quick:
+        wanted = [Run(*row, SEEDS[0]) for row in QUICK]
     results = load()
 
     def finished(measured):
         results.append(measured)
         print(
             f"{measured['row']:42} {'warm' if measured['warm'] else 'cold'} "
-            f"seed {measured['seed']}  {trainings.described(measured)}",
+            f"seed {measured['seed']}  times {measured['scale']:g}  "
+            f"{trainings.described(measured)}",
             flush=True,
         )
         records.save("paper_claims", {"steps": STEPS, "runs": results})
@@ -278,7 +352,7 @@ def main():
         finished,
         options.workers,
     )
-    print(table())
+    print(table(), table_of_scales(), sep="\n")
     draw(results, records.path("paper_claims").with_suffix(".png"))
 
 

@@ -5,16 +5,20 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 from benchmarks import change_optimizer
 from benchmarks import data_input
 from benchmarks import family
 from benchmarks import family_report
+from benchmarks import paper_claims
 from benchmarks import records
 from benchmarks import report
 from benchmarks import tables
 from benchmarks import trainings
+from examples.translation.config import TranslationConfig
+from examples.translation.model import build_model
 
 RESULTS = records.FOLDER
 PROGRAM = """
@@ -118,6 +122,35 @@ def test_runs_that_are_missing_are_those_without_a_result():
     results = [{**run._asdict(), "bleu": 1.0} for run in runs[:3]]
     assert trainings.missing(runs, results) == runs[3:]
     assert trainings.of_whole_seeds(runs, results) == results[:2]
+
+
+def test_rescaled_embeddings_are_the_same_function():
+    config = TranslationConfig.from_preset(
+        model_dim=16, ff_dim=16, num_heads=2, num_layers=1
+    )
+    model = build_model(config, vocab_size=32, piece_count=32)
+    ids = np.arange(1, 9, dtype="int32")[None]
+    segments, positions = np.ones_like(ids), np.arange(8, dtype="int32")[None]
+    features = {
+        f"{side}_{name}": value
+        for side in ("source", "target")
+        for name, value in zip(
+            ("ids", "segments", "positions"),
+            (ids, segments, positions),
+            strict=True,
+        )
+    }
+    before = keras.ops.convert_to_numpy(model(features))
+    table = keras.ops.convert_to_numpy(model.target_embedding.embeddings)
+    paper_claims.rescale(model, 10.0)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(model.target_embedding.embeddings),
+        10.0 * table,
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(model(features)), before, atol=1e-5
+    )
 
 
 def test_measured_input_is_small_and_starts_fast():
