@@ -2,12 +2,13 @@
 
     python -m benchmarks.family_report
 
-Draws `results/family_<corpus>_loss.png` and `results/family_<corpus>_bleu.png`
-beside this file. The tables of `docs/which_optimizer.md` are written by
-`python -m benchmarks.report`.
+Draws `results/family_<corpus>_loss.png`, `..._bleu.png` and, of Adam and
+Adafactor alone, `..._time.png` beside this file. The tables of
+`docs/which_optimizer.md` are written by `python -m benchmarks.report`.
 """
 
 import argparse
+import itertools
 import statistics
 
 from matplotlib.figure import Figure
@@ -189,6 +190,47 @@ def plot_bleu(results, title, path):
     figure.savefig(path, format="png", dpi=120)
 
 
+def plot_times(results, title, path):
+    """Validation loss of Adam and Adafactor, against steps and seconds."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    figure.suptitle(f"{title}: the best rate of each, {len(SEEDS)} seeds")
+    for index, name in enumerate(("adam", "adafactor")):
+        for run in finals(results)[name]:
+            history = run["history"]
+            seconds = itertools.accumulate(row["seconds"] for row in history)
+            for axes, x in zip(
+                panels,
+                ([row["step"] for row in history], list(seconds)),
+                strict=True,
+            ):
+                axes.plot(
+                    x,
+                    [row["val_loss"] for row in history],
+                    color=f"C{index}",
+                    label=LABELS[name] if run["seed"] == SEEDS[0] else None,
+                )
+    for axes, label in zip(
+        panels, ("step", "seconds of training, one CPU core"), strict=True
+    ):
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("validation loss")
+    panels[0].legend()
+    figure.savefig(path, format="png", dpi=120)
+
+
+def has_times(results):
+    """Whether it is known when Adam and Adafactor were how far."""
+    found = finals(results)
+    return {"adam", "adafactor"} <= set(found) and all(
+        "seconds" in row
+        for name in ("adam", "adafactor")
+        for run in found[name]
+        for row in run["history"]
+    )
+
+
 def main():
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -197,7 +239,10 @@ def main():
         results = load(corpus)
         if not finals(results):
             continue
-        for kind, plot in (("loss", plot_losses), ("bleu", plot_bleu)):
+        plots = {"loss": plot_losses, "bleu": plot_bleu}
+        if has_times(results):
+            plots["time"] = plot_times
+        for kind, plot in plots.items():
             path = records.FOLDER / f"family_{corpus}_{kind}.png"
             plot(results, title, path)
             print(f"written to {path}")
