@@ -143,15 +143,18 @@ def pytest_pyfunc_call(pyfuncitem):
 @functools.cache
 def _run_in_child(nodeids):
     # Each device waits in a thread of its own for the others. With no more
-    # threads than devices, two exchanges at a time wait without end; XLA makes
-    # as many as NPROC says.
-    threads = f"{4 * VIRTUAL_DEVICES}"
+    # threads than devices, two exchanges at a time wait without end, and with
+    # few more for long; XLA makes as many as NPROC says.
+    threads = {
+        "NPROC": f"{16 * VIRTUAL_DEVICES}",
+        "TF_NUM_INTEROP_THREADS": f"{8 * VIRTUAL_DEVICES}",
+    }
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder, "report.xml")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", f"--junitxml={report}", *nodeids],
             cwd=ROOT,
-            env=os.environ | {IN_CHILD: "1", "NPROC": threads},
+            env=os.environ | {IN_CHILD: "1"} | threads,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
