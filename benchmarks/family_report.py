@@ -9,6 +9,7 @@ Adafactor alone, `..._time.png` beside this file. The tables of
 
 import argparse
 import itertools
+import math
 import statistics
 
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ from benchmarks.family import SEEDS
 from benchmarks.family import load
 from benchmarks.trainings import final_loss
 
+COLUMN = 11  # bytes a parameter, where the labels of many points stand
 TITLES = {
     "synthetic": "embedded synthetic corpus",
     "multi30k": "Multi30k",
@@ -105,7 +107,7 @@ def table(results):
 
 def plot_losses(results, title, path):
     """Mean validation loss of the seeds, a line an optimizer."""
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.add_subplot(
         title=f"{title}: validation loss, mean of {len(SEEDS)} seeds",
         xlabel="step",
@@ -141,12 +143,16 @@ def plot_losses(results, title, path):
     axes.yaxis.set_major_formatter("{x:.1f}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, title="at the end")
+    figure.legend(loc="outside right upper", fontsize=9, title="at the end")
     figure.savefig(path, format="png", dpi=120)
 
 
 def plot_bleu(results, title, path):
-    """BLEU against bytes of state, a point an optimizer."""
+    """BLEU against bytes of state, a point an optimizer.
+
+    Most keep what one or two moments need, and lie close together: their
+    labels stand in a column. Who is far below the others is named at the edge.
+    """
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     axes = figure.add_subplot(
         title=f"{title}: quality against memory, up and left is better",
@@ -154,16 +160,19 @@ def plot_bleu(results, title, path):
         ylabel=f"BLEU, mean and range of {len(SEEDS)} seeds",
         xscale="log",
     )
-    placed = []
-    line = 0.031 * max(
-        bleu(run) for runs in finals(results).values() for run in runs
+    points = sorted(
+        (statistics.mean(map(bleu, runs)), name)
+        for name, runs in finals(results).items()
     )
-    for name, runs in sorted(
-        finals(results).items(),
-        key=lambda item: statistics.mean(map(bleu, item[1])),
-    ):
+    middle = points[len(points) // 2][0]
+    shown = [(mean, name) for mean, name in points if mean > middle / 2]
+    lowest, highest = shown[0][0], shown[-1][0]
+    line = 0.045 * (highest - lowest + 10)
+    top_of_column = -math.inf
+    for mean, name in shown:
+        runs = finals(results)[name]
         scores = [bleu(run) for run in runs]
-        mean, size = statistics.mean(scores), bytes_a_parameter(runs[0])
+        size = bytes_a_parameter(runs[0])
         ours = not LABELS[name].startswith("keras")
         axes.errorbar(
             size,
@@ -173,20 +182,32 @@ def plot_bleu(results, title, path):
             color="C0" if ours else "0.45",
             capsize=3,
         )
-        # Above the label before, where the two would meet.
-        near = [y for x, y in placed if 1 / 3 < size / x < 3]
-        height = max([mean, *(y + line for y in near)])
-        placed.append((size, height))
+        at = 1.25 * size, mean
+        if 1 < size < COLUMN:
+            top_of_column = max(mean, top_of_column + line)
+            at = COLUMN, top_of_column
         axes.annotate(
             LABELS[name],
             (size, mean),
-            xytext=(1.25 * size, height),
+            xytext=at,
             va="center",
-            fontsize=8,
+            fontsize=9,
             arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.7},
         )
+    below = [f"{LABELS[name]} {mean:.0f}" for mean, name in points[::-1]]
+    below = below[len(shown) :]
+    if below:
+        axes.text(
+            0.99,
+            0.015,
+            f"below: {', '.join(below)}",
+            transform=axes.transAxes,
+            ha="right",
+            fontsize=9,
+            color="0.4",
+        )
     axes.grid(alpha=0.3)
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
     figure.savefig(path, format="png", dpi=120)
 
 
