@@ -175,7 +175,9 @@ def test_replicas_are_in_sync_and_equal_to_one_device(settings):
 
 
 EIGHT = [
-    {"gradient_accumulation_steps": 2},
+    pytest.param(
+        {"gradient_accumulation_steps": 2}, marks=pytest.mark.exhaustive
+    ),
     {
         "gradient_accumulation_steps": 2,
         "beta_1": 0.9,
@@ -232,8 +234,15 @@ def test_every_optimizer_is_in_sync_and_equal_to_one_device(row, replicas):
         )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("guard", ["variable", "step"])
+@pytest.mark.parametrize(
+    ("guard", "value"),
+    [
+        ("variable", np.inf),
+        ("step", np.nan),
+        pytest.param("variable", np.nan, marks=pytest.mark.exhaustive),
+        pytest.param("step", np.inf, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_one_bad_replica_of_eight_stops_all(guard, value):
     keras.config.set_dtype_policy("bfloat16")
     given = {"encoder": gradients(24, SHAPES)["encoder"]}

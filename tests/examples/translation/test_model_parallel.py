@@ -172,7 +172,9 @@ def test_first_steps_equal_one_device(data_dir, tmp_path):
 @pytest.mark.parametrize(
     "devices",
     [
-        {"sharding": "fully_sharded"},
+        pytest.param(
+            {"sharding": "fully_sharded"}, marks=pytest.mark.exhaustive
+        ),
         {"sharding": "fully_sharded", "model_parallel": 2},
     ],
     ids=["data", "data and model"],
