@@ -166,7 +166,7 @@ def _row(row):
 
 
 def load(corpus):
-    return records.load(result_name(corpus)).get("runs", [])
+    return records.runs(result_name(corpus))
 
 
 def table(corpus):
@@ -185,10 +185,9 @@ def table(corpus):
                 spread([row["bleu"] for row in rows], 1),
             ]
         )
-    seeds = len({row["seed"] for row in results})
     return tables.markdown(
         [
-            f"from step {CHANGE} to {STEPS}, seeds: {seeds}",
+            f"from step {CHANGE} to {STEPS}, {trainings.seeds(results)}",
             "largest rise",
             "validation loss",
             "BLEU",

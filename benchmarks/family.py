@@ -268,7 +268,7 @@ def result_name(corpus):
 
 def load(corpus):
     """What was done on a corpus: a list of what `train` returned."""
-    return records.load(result_name(corpus)).get("runs", [])
+    return records.runs(result_name(corpus))
 
 
 def corpus_parser(description, work_dir):

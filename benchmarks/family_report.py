@@ -164,8 +164,11 @@ def plot_bleu(results, title, path):
         (statistics.mean(map(bleu, runs)), name)
         for name, runs in finals(results).items()
     )
-    middle = points[len(points) // 2][0]
-    shown = [(mean, name) for mean, name in points if mean > middle / 2]
+    least = points[len(points) // 2][0] / 2
+    shown = [(mean, name) for mean, name in points if mean > least]
+    below = [
+        f"{LABELS[name]} {mean:.0f}" for mean, name in points if mean <= least
+    ]
     lowest, highest = shown[0][0], shown[-1][0]
     line = 0.045 * (highest - lowest + 10)
     top_of_column = -math.inf
@@ -194,8 +197,6 @@ def plot_bleu(results, title, path):
             fontsize=9,
             arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.7},
         )
-    below = [f"{LABELS[name]} {mean:.0f}" for mean, name in points[::-1]]
-    below = below[len(shown) :]
     if below:
         axes.text(
             0.99,

@@ -191,7 +191,7 @@ def train(run):
 
 
 def load():
-    return records.load("learning_rates").get("runs", [])
+    return records.runs("learning_rates")
 
 
 def mean_losses(results, task, way, step):
@@ -222,8 +222,7 @@ def table():
                     f"{losses[default]:.3f}; {losses[best]:.3f} at {best:g}"
                 )
             rows.append(row)
-    seeds = len({row["seed"] for row in results})
-    header = [f"default; best (seeds: {seeds})", "steps"]
+    header = [f"default; best ({trainings.seeds(results)})", "steps"]
     header += [f"{way} ({WAYS[way].default:g})" for way in WAYS]
     return tables.markdown(header, rows)
 

@@ -37,6 +37,7 @@ import keras_adafactor
 from benchmarks import records
 from benchmarks import tables
 from benchmarks import trainings
+from benchmarks.family_report import bleu
 from benchmarks.trainings import final_loss
 from examples.translation.config import TranslationConfig
 from examples.translation.optimizers import WarmupRsqrt
@@ -241,7 +242,7 @@ def train(run, steps, work_dir):
 
 
 def load():
-    return records.load("paper_claims").get("runs", [])
+    return records.runs("paper_claims")
 
 
 def of_row(results, row, warm, scale=1.0):
@@ -252,17 +253,13 @@ def of_row(results, row, warm, scale=1.0):
 
 def _bleu_and_loss(runs):
     """Two cells: BLEU and its range, loss."""
-    scores = [run["scores"].get("bleu", 0.0) for run in runs]
+    scores = list(map(bleu, runs))
     loss = statistics.mean(map(final_loss, runs))
     return [
         f"{statistics.mean(scores):.1f} "
         f"({min(scores):.1f} to {max(scores):.1f})",
         f"{loss:.2f}",
     ]
-
-
-def _seeds(results):
-    return f"seeds: {len({run['seed'] for run in results})}"
 
 
 def table():
@@ -277,7 +274,13 @@ def table():
         largest = max(run["largest_update_rms"] for run in cold)
         cells = [name, *_bleu_and_loss(warm), *_bleu_and_loss(cold)]
         rows.append([*cells, f"{largest:.1f}", f"{size:.2f}", row.says])
-    header = [_seeds(results), "BLEU, warm-up", "loss", "BLEU, none", "loss"]
+    header = [
+        trainings.seeds(results),
+        "BLEU, warm-up",
+        "loss",
+        "BLEU, none",
+        "loss",
+    ]
     header += ["largest RMS of an update, none", "state, bytes a parameter"]
     return tables.markdown([*header, "the paper"], rows)
 
@@ -297,7 +300,7 @@ def table_of_scales():
         ]
         for scale in SCALES
     ]
-    header = [_seeds(results)]
+    header = [trainings.seeds(results)]
     for row in OF_SCALES:
         header += [f"BLEU, {labels[row]}", "loss"]
     return tables.markdown(header, rows)

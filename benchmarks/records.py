@@ -26,6 +26,11 @@ def load(name):
     return json.loads(path(name).read_text()) if path(name).exists() else {}
 
 
+def runs(name):
+    """The runs of a result, each a dict; none where there is no result."""
+    return load(name).get("runs", [])
+
+
 def save(name, data):
     """Writes a result, with the day, the versions and the kind of machine.
 

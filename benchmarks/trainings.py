@@ -70,6 +70,11 @@ def of_whole_seeds(wanted, results):
     return [row for row in results if row["seed"] not in broken_off]
 
 
+def seeds(results):
+    """How many seeds the results are of, in words."""
+    return f"seeds: {len({row['seed'] for row in results})}"
+
+
 def log_to(path):
     """Sends what this process prints to the end of a file."""
     path = pathlib.Path(path)
