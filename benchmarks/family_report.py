@@ -20,6 +20,7 @@ from benchmarks import records
 from benchmarks import tables
 from benchmarks.family import OPTIMIZERS
 from benchmarks.family import SEEDS
+from benchmarks.family import SETTINGS
 from benchmarks.family import load
 from benchmarks.trainings import final_loss
 
@@ -27,6 +28,11 @@ COLUMN = 11  # bytes a parameter, where the labels of many points stand
 TITLES = {
     "synthetic": "embedded synthetic corpus",
     "multi30k": "Multi30k",
+}
+PRESETS = {
+    "synthetic": "`tiny`, embedded corpus",
+    "multi30k": "`tiny`, Multi30k",
+    "base": "`base`, embedded corpus",
 }
 LABELS = {
     "adafactor": "Adafactor",
@@ -103,6 +109,26 @@ def table(results):
         )
     header = ["", "validation loss", "BLEU", "state, bytes a parameter", "rate"]
     return tables.markdown(header, rows)
+
+
+def rates():
+    """What rates did best with Adam and Adafactor, a row a corpus and preset.
+
+    A corpus of which a seed of either is missing is left out.
+    """
+    rows = []
+    for corpus, name in PRESETS.items():
+        found = finals(load(corpus))
+        if not {"adam", "adafactor"} <= set(found):
+            continue
+        row = [f"{name}, {SETTINGS[corpus]['steps']} steps"]
+        for optimizer in ("adam", "adafactor"):
+            runs = found[optimizer]
+            loss = spread([final_loss(run) for run in runs], 3)
+            row.append(f"{runs[0]['learning_rate']:.2g}: {loss}")
+        rows.append(row)
+    header = ["best rate: validation loss", "Adam, peak", "Adafactor, cap"]
+    return tables.markdown(header, rows) if rows else ""
 
 
 def plot_losses(results, title, path):

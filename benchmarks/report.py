@@ -257,6 +257,7 @@ TABLES = (
         lambda: change_optimizer.table("multi30k"),
     ),
     Table("docs/coming_from_adam.md", "learning rates", learning_rates.table),
+    Table("docs/coming_from_adam.md", "preset rates", family_report.rates),
 )
 
 

@@ -336,6 +336,7 @@ def test_real_steps_that_fit_and_do_not(tmp_path):
 
 
 @only_jax
+@pytest.mark.exhaustive
 def test_recomputed_layers_need_less(tmp_path):
     """The translation model, with its dropout."""
     temporaries = []

@@ -1,5 +1,8 @@
 """A small run of the real job, and the settings that make it small."""
 
+import fcntl
+import os
+
 import keras
 import pytest
 
@@ -52,11 +55,20 @@ def small_config(data_dir, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(data_dir, tmp_path_factory):
-    """The directory of a finished small run; its tests only read it."""
-    run_dir = tmp_path_factory.mktemp("run")
-    train(
-        TranslationConfig.from_preset(
-            **SETTINGS, data_dir=data_dir, run_dir=str(run_dir)
-        )
-    )
+    """The directory of a finished small run; its tests only read it.
+
+    The first worker that asks makes it, the others wait.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    run_dir = folder / "finished_run"
+    with open(folder / "finished_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (run_dir / "metrics.json").exists():
+            train(
+                TranslationConfig.from_preset(
+                    **SETTINGS, data_dir=data_dir, run_dir=str(run_dir)
+                )
+            )
     return run_dir
