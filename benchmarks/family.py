@@ -11,7 +11,8 @@ synthetic corpus, and grows where the best is its end. With the best the
 optimizer then trains on all seeds and translates the test sentences.
 
 `base` is the synthetic corpus and a Transformer of the preset `base`, in few
-and small batches: whether a rate is good for a larger model too.
+and small batches, after which nothing can be translated: whether a rate is good
+for a larger model too.
 
 One line is printed a run, and `results/family_<corpus>.json` beside this file
 is written after each: the same command goes on where it was stopped. `DIR`
@@ -82,6 +83,7 @@ SETTINGS = {
         },
     },
 }
+UNTRANSLATED = ("base", "quick")
 QUICK = {
     "data": "synthetic",
     "synthetic_train_size": 1_000,
@@ -101,7 +103,7 @@ class Run(NamedTuple):
         optimizer: Name of `--optimizer`.
         rung: Int, the learning rate is the recipe's times `2 ** rung`.
         seed: Of weights and batches.
-        scored: Whether the test sentences are translated at the end.
+        scored: Whether it is one of the last, which translate.
     """
 
     optimizer: str
@@ -186,11 +188,12 @@ def train(run, corpus, text_dir, work_dir):
     """Does a run, in a process of its own; returns what it measured."""
     config = configure(run, corpus, text_dir, work_dir)
     trainings.log_to(f"{config.run_dir}.log")
+    scored = run.scored and corpus not in UNTRANSLATED
     with prepared(config) as job:
         return {
             **run._asdict(),
             "learning_rate": config.learning_rate,
-            **trainings.outcome(job, run.scored),
+            **trainings.outcome(job, scored),
         }
 
 
