@@ -103,19 +103,25 @@ def pytest_configure(config):
         "all",
     )
     if keras.backend.backend() == "jax":
-        _keep_what_jax_compiles(config.cache.mkdir("jax"))
+        _compile_less_with_jax(config.cache.mkdir("jax"))
 
 
-def _keep_what_jax_compiles(folder):
-    """Many tests compile the same step, and compiling is most of their time."""
+def _compile_less_with_jax(folder):
+    """Many tests compile the same step, and compiling is most of their time.
+
+    XLA's passes over the program are as ever, LLVM's over a CPU's are left out;
+    JAX_DISABLE_MOST_OPTIMIZATIONS=0 has both.
+    """
     for option, value in {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }.items():
-        # Child processes read the environment, this one has done so already.
-        os.environ.setdefault(option.upper(), str(value))
-        jax.config.update(option, value)
+        if option.upper() not in os.environ:
+            # Child processes read the environment, this one has done so.
+            os.environ[option.upper()] = str(value)
+            jax.config.update(option, value)
 
 
 def pytest_pyfunc_call(pyfuncitem):
