@@ -83,6 +83,11 @@ LONG_FILES = (
     "test_tpu_compile.py",
     "test_precompile.py",
     "test_cli.py",
+    "test_lifecycle.py",
+    "test_at_work.py",
+    "test_killed.py",
+    "test_serialization.py",
+    "test_benchmarks.py",
 )
 
 
