@@ -20,6 +20,10 @@ import pytest
 
 if keras.backend.backend() == "jax":
     import jax
+if keras.backend.backend() != "torch":
+    # The peers' PyTorch imports it where it is installed, and the process
+    # aborts where TensorFlow or JAX were imported before.
+    sys.modules.setdefault("triton", None)
 
 ROOT = pathlib.Path(__file__).parent.parent
 VIRTUAL_DEVICES = 8

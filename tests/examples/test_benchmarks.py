@@ -87,6 +87,30 @@ def test_optimizers_compared_are_those_of_the_example():
     assert set(family_report.LABELS) == set(family.OPTIMIZERS)
 
 
+def test_rates_of_a_corpus_wait_for_every_seed(monkeypatch):
+    def runs(optimizer, seeds):
+        return [
+            {
+                "optimizer": optimizer,
+                "seed": seed,
+                "scored": True,
+                "diverged": False,
+                "learning_rate": 0.04,
+                "history": [{"val_loss": 2.0 + seed}],
+            }
+            for seed in seeds
+        ]
+
+    whole = runs("adam", family.SEEDS) + runs("adafactor", family.SEEDS)
+    found = {"base": whole, "multi30k": whole[:-1], "synthetic": []}
+    monkeypatch.setattr(family_report, "load", found.get)
+    _, _, *rows = family_report.rates().splitlines()
+    mean = "0.04: 3.000 ± 1.000"
+    assert rows == [f"| `base`, embedded corpus, 100 steps | {mean} | {mean} |"]
+    found["base"] = []
+    assert family_report.rates() == ""
+
+
 def test_table_is_replaced_where_it_stands():
     text = "a\n<!-- table: x -->\n\n| 1 |\n\n<!-- end of table -->\nb\n"
     table = tables.markdown(["p", "q"], [["1", "2"]])
