@@ -83,7 +83,7 @@ SETTINGS = {
         },
     },
 }
-UNTRANSLATED = ("base", "quick")
+UNTRANSLATED = ("base",)
 QUICK = {
     "data": "synthetic",
     "synthetic_train_size": 1_000,
