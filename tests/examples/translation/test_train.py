@@ -150,27 +150,25 @@ def test_every_kind_of_state_continues(small_config, tmp_path):
     assert straight == cut
 
 
-def test_a_run_stopped_twice_continues_bit_for_bit(
-    finished_run, small_config, tmp_path
+@pytest.mark.parametrize(
+    ("signal_number", "name", "status"),
+    [(signal.SIGTERM, "SIGTERM", 0), (signal.SIGINT, "Ctrl-C", 130)],
+)
+def test_a_stopped_run_continues_bit_for_bit(
+    finished_run, small_config, tmp_path, signal_number, name, status
 ):
     config = small_config()
-    for after, (signal_number, name, status) in {
-        5: (signal.SIGTERM, "SIGTERM", 0),
-        10: (signal.SIGINT, "Ctrl-C", 130),
-    }.items():
-        log = tmp_path / name
-        assert stop(config, signal_number, after=after, log=log) == status
-        said = log.read_text()
-        assert f"Stopped by {name}. The same command continues" in said
-        assert "Traceback" not in said
+    log = tmp_path / "log"
+    assert stop(config, signal_number, after=5, log=log) == status
+    assert f"Stopped by {name}. The same command continues" in log.read_text()
+    assert "Traceback" not in log.read_text()
     fit_only(config)
     values, variables, history = checkpoint(tmp_path)
     straight_values, straight_variables, straight = checkpoint(finished_run)
     assert (values, variables) == (straight_values, straight_variables)
-    # The signals may have cut the second and third interval; the others are
-    # whole.
+    # The signal may have cut the second interval; the others are whole.
     assert history[0] == straight[0]
-    assert history[-1] == straight[-1]
+    assert history[2:] == straight[2:]
 
 
 @pytest.mark.parametrize(
