@@ -25,6 +25,7 @@ pytest.importorskip(
 )
 
 from tests.conftest import ROOT
+from tests.conftest import SEVERAL_DEVICES
 from tests.orbax_job import HOSTS
 
 EPOCHS = 3
@@ -53,7 +54,9 @@ def start(directory):
                 subprocess.Popen(
                     [sys.executable, "-c", PROGRAM, *map(str, arguments)],
                     cwd=ROOT,
-                    env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+                    env=os.environ
+                    | SEVERAL_DEVICES
+                    | {"TF_CPP_MIN_LOG_LEVEL": "2"},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )

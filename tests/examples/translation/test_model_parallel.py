@@ -63,13 +63,6 @@ def fit(data_dir, run_dir, stops, **devices):
 @functools.cache
 def split_run(data_dir):
     """A job on the devices, and its translations of some sentences."""
-    # Most of the time is XLA's; runs of one shape need it once. This process
-    # ends with this file.
-    for name, value in (
-        ("jax_compilation_cache_dir", f"{data_dir}/xla"),
-        ("jax_persistent_cache_min_compile_time_secs", 0),
-    ):
-        jax.config.update(name, value)
     found = fit(data_dir, f"{data_dir}/split", [STEPS], **SPLIT)
     return found, found.translator.translate(sentences(found.corpus))
 

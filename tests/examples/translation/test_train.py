@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from examples.translation.errors import UserError
 from examples.translation.synthetic import grammar
 from examples.translation.tokenizer import Tokenizer
 from examples.translation.train import train
+from tests.conftest import SEVERAL_DEVICES
 from tests.examples.translation.wmt14_files import prepare_wmt14
 
 TIMES = ("seconds", "tokens_per_second")
@@ -360,6 +362,7 @@ def test_two_replicas_save_and_continue(small_config, tmp_path):
             pathlib.Path(paths[-1]).write_text(config.to_json())
     done = subprocess.run(
         [sys.executable, "-c", REPLICAS, *paths],
+        env=os.environ | SEVERAL_DEVICES,
         capture_output=True,
         text=True,
     )
