@@ -12,9 +12,7 @@ from benchmarks import kill_resume
 from examples.translation.checkpoint import GROUPS
 
 SETTING = kill_resume.SETTINGS[
-    {"tensorflow": "tensorflow", "jax": "model_parallel"}[
-        keras.backend.backend()
-    ]
+    {"tensorflow": "mirrored", "jax": "model_parallel"}[keras.backend.backend()]
 ]
 STEPS = 8
 

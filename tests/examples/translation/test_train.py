@@ -342,51 +342,6 @@ def test_a_vocabulary_that_cannot_be_split_is_refused(
         job.check_vocabulary(config, tokenizer)
 
 
-REPLICAS = """
-import sys
-from examples.translation import train as job
-from examples.translation.config import TranslationConfig
-def finish(self):
-    value = self.model.trainable_variables[0].value
-    print(len(value.values if hasattr(value, "values") else value.devices()))
-job.Job.finish = finish
-for path in sys.argv[1:]:
-    job.train(TranslationConfig.from_json(open(path).read()))
-"""
-
-
-@pytest.mark.skipif(
-    BACKEND == "jax",
-    reason="On JAX test_processes.py and test_model_parallel.py show it: "
-    "KERAS_BACKEND=tensorflow runs this.",
-)
-def test_two_replicas_save_and_continue(small_config, tmp_path):
-    paths = []
-    for name, stops in (("straight", [4]), ("cut", [2, 4])):
-        for steps in stops:
-            config = small_config(
-                steps=steps,
-                checkpoint_every=2,
-                bleu_every=0,
-                virtual_devices=2,
-                jit_compile="auto",
-                run_dir=str(tmp_path / name),
-            )
-            paths.append(str(tmp_path / f"{name}-{steps}.json"))
-            pathlib.Path(paths[-1]).write_text(config.to_json())
-    done = subprocess.run(
-        [sys.executable, "-c", REPLICAS, *paths],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "2"
-    straight, cut = (
-        checkpoint(tmp_path / name, step=4) for name in ("straight", "cut")
-    )
-    assert straight == cut
-
-
 def test_trains_on_what_the_real_wmt14_builder_prepared(
     small_config, monkeypatch, tmp_path
 ):
