@@ -10,9 +10,9 @@ The ladder begins around the recipe's rate, on Multi30k around the best of the
 synthetic corpus, and grows where the best is its end. With the best the
 optimizer then trains on all seeds and translates the test sentences.
 
-`base` is the synthetic corpus and a Transformer of the preset `base`, in few
-and small batches, after which nothing can be translated: whether a rate is good
-for a larger model too.
+`base` and `big` are the synthetic corpus and a Transformer of that preset, in
+few and small batches, after which nothing can be translated: whether a rate is
+good for a larger model too.
 
 One line is printed a run, and `results/family_<corpus>.json` beside this file
 is written after each: the same command goes on where it was stopped. `DIR`
@@ -54,6 +54,24 @@ OPTIMIZERS = (
 )
 SEEDS = (0, 1, 2)
 LONGEST_LADDER = 4
+
+
+def _of_preset(preset, steps):
+    """The beginning of a run of a larger model, on the synthetic corpus."""
+    return {
+        "data": "synthetic",
+        "synthetic_train_size": 30_000,
+        "steps": steps,
+        "warmup_steps": steps // 4,
+        "checkpoint_every": steps // 2,
+        "batch_size": 16,
+        **{
+            name: PRESETS[preset][name]
+            for name in ("num_layers", "model_dim", "ff_dim", "num_heads")
+        },
+    }
+
+
 SETTINGS = {
     "synthetic": {
         "data": "synthetic",
@@ -70,20 +88,10 @@ SETTINGS = {
         "vocab_size": 4_000,
         "dropout": 0.1,
     },
-    "base": {
-        "data": "synthetic",
-        "synthetic_train_size": 30_000,
-        "steps": 100,
-        "warmup_steps": 25,
-        "checkpoint_every": 50,
-        "batch_size": 16,
-        **{
-            name: PRESETS["base"][name]
-            for name in ("num_layers", "model_dim", "ff_dim", "num_heads")
-        },
-    },
+    "base": _of_preset("base", steps=100),
+    "big": _of_preset("big", steps=40),
 }
-UNTRANSLATED = ("base",)
+UNTRANSLATED = ("base", "big")
 QUICK = {
     "data": "synthetic",
     "synthetic_train_size": 1_000,

@@ -33,6 +33,7 @@ PRESETS = {
     "synthetic": "`tiny`, embedded corpus",
     "multi30k": "`tiny`, Multi30k",
     "base": "`base`, embedded corpus",
+    "big": "`big`, embedded corpus",
 }
 LABELS = {
     "adafactor": "Adafactor",

@@ -102,7 +102,7 @@ def test_rates_of_a_corpus_wait_for_every_seed(monkeypatch):
         ]
 
     whole = runs("adam", family.SEEDS) + runs("adafactor", family.SEEDS)
-    found = {"base": whole, "multi30k": whole[:-1], "synthetic": []}
+    found = {"base": whole, "multi30k": whole[:-1], "synthetic": [], "big": []}
     monkeypatch.setattr(family_report, "load", found.get)
     _, _, *rows = family_report.rates().splitlines()
     mean = "0.04: 3.000 ± 1.000"
