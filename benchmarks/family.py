@@ -6,8 +6,9 @@
 
 Every optimizer takes equal steps on equal batches. Its learning rate is the
 best of a ladder of factors of two, by the validation loss of the first seed.
-The ladder begins around the recipe's rate, on Multi30k around the best of the
-synthetic corpus, and grows where the best is its end. With the best the
+The ladder begins around the recipe's rate, on Multi30k and for `big` around
+the best of the synthetic corpus and of `base`, and grows where the best is its
+end. With the best the
 optimizer then trains on all seeds and translates the test sentences.
 
 `base` and `big` are the synthetic corpus and a Transformer of that preset, in
@@ -92,6 +93,8 @@ SETTINGS = {
     "big": _of_preset("big", steps=40),
 }
 UNTRANSLATED = ("base", "big")
+# Where a corpus' ladder begins: at the best of this one.
+BEFORE = {"multi30k": "synthetic", "big": "base"}
 QUICK = {
     "data": "synthetic",
     "synthetic_train_size": 1_000,
@@ -223,8 +226,8 @@ def run_all(options):
     """Does all that is wanted, and writes each result as it comes."""
     results = load(options.corpus)
     middles = {}
-    if options.corpus == "multi30k":
-        before = losses_of(load("synthetic"))
+    if options.corpus in BEFORE:
+        before = losses_of(load(BEFORE[options.corpus]))
         for optimizer in options.optimizers:
             ladder = ladder_of(optimizer, before)
             middles[optimizer] = min(ladder, key=ladder.get, default=0)
