@@ -57,6 +57,20 @@ else:
 if keras.backend.backend() == "torch":
     import torch
 
+    # `fit` has it already; a loop of a user may forget it.
+    no_grad = torch.no_grad()
+
+    def product(x, *factors):
+        """`x` times factors that broadcast, in one array of its size.
+
+        A second one takes as long again, as its memory is new.
+        """
+        first, *rest = factors
+        result = x * first
+        for factor in rest:
+            result *= factor
+        return result
+
     def _is_known(condition):
         """Whether to look at a boolean is free: it is here, and not traced."""
         return condition.device.type == "cpu" and not (
@@ -64,6 +78,13 @@ if keras.backend.backend() == "torch":
         )
 
 else:
+
+    def no_grad(function):
+        """The function, of which PyTorch would record how to differentiate."""
+        return function
+
+    def product(x, *factors):
+        return math.prod(factors, start=x)
 
     def _is_known(condition):
         return False

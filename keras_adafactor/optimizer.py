@@ -332,6 +332,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
     # The step.
 
     @backend.without_autograph
+    @backend.no_grad
     def apply(self, grads, trainable_variables=None):
         grads = [backend.densify(gradient) for gradient in grads]
         if self.loss_scale_factor is not None:

@@ -148,4 +148,4 @@ def precondition_by_factors(g, row, col, groups):
     col = ops.expand_dims(col, groups.rows)
     mean_row = ops.mean(row, axis=groups.rows, keepdims=True)
     scale_col = ops.minimum(ops.sqrt(mean_row) * ops.rsqrt(col), 1e24)
-    return g * ops.rsqrt(row) * scale_col
+    return backend.product(g, ops.rsqrt(row), scale_col)

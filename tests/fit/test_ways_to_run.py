@@ -168,6 +168,25 @@ def test_autograph_leaves_the_step_as_it_is_written():
 
 
 @pytest.mark.skipif(
+    BACKEND != "torch",
+    reason="PyTorch records what may be differentiated: "
+    "KERAS_BACKEND=torch runs this.",
+)
+def test_a_step_outside_of_no_grad_records_nothing():
+    import torch  # noqa: PLC0415
+
+    optimizer = Adafactor(weight_decay=0.1, beta_1=0.9, use_ema=True)
+    variable = keras.Variable(MATRIX)
+    optimizer.build([variable])
+    recorded = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        recorded.append, lambda tensor: tensor
+    ):
+        optimizer.apply([torch.ones(variable.shape)])
+    assert not recorded
+
+
+@pytest.mark.skipif(
     BACKEND != "jax",
     reason="Only on JAX updates wait: KERAS_BACKEND=jax runs this.",
 )
