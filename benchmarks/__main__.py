@@ -46,6 +46,11 @@ BENCHMARKS = {
         BACKENDS,
         quick=True,
     ),
+    "train_step": Benchmark(
+        "time of a whole training step of the preset base",
+        "a quarter of an hour",
+        ("tensorflow", "jax"),
+    ),
     "state_bytes": Benchmark("what each keeps, counted", "half a minute"),
     "refresh_cost": Benchmark(
         "what SOAP, COAP and SubspaceMomentum do every so many steps",

@@ -70,6 +70,13 @@ _TORCH = {
 }
 PEERS = {"tensorflow": {}, "jax": _OPTAX, "torch": _TORCH}
 
+# What the example's `--optimizer` calls them -> as they are called here.
+OF_EXAMPLE = {
+    "adam": "keras.Adam",
+    "keras_adafactor": "keras.Adafactor",
+    "adafactor": "Adafactor",
+}
+
 
 def of_keras(names):
     """Those of the names that are Keras optimizers, as functions."""

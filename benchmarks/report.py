@@ -23,6 +23,8 @@ from benchmarks import records
 from benchmarks import refresh_cost
 from benchmarks import state_bytes
 from benchmarks import tables
+from benchmarks import train_step
+from benchmarks import trainings
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -229,13 +231,99 @@ def family_cost():
     return tables.markdown(header, rows)
 
 
+def _slices():
+    """(chips, name) -> what the compiler says of the step of `base`."""
+    return {
+        (row["chips"], optimizers.OF_EXAMPLE[row["optimizer"]]): row
+        for row in records.load("scaling").get("chips", [])
+    }
+
+
+def slices():
+    """What a chip of each slice holds and computes."""
+    found = _slices()
+    counts = sorted({chips for chips, _ in found})
+    rows = []
+    for name in optimizers.OF_EXAMPLE.values():
+        cells = [f"`{name}`"]
+        for chips in counts:
+            row, adam = found[chips, name], found[chips, "keras.Adam"]
+            cells.append(
+                f"{row['required'] / 2**30:.2f}; "
+                f"{row['cycles'] / adam['cycles']:.2f}"
+            )
+        rows.append(cells)
+    header = ["GiB of a chip; cycles over Adam's"]
+    header += [f"{chips} chips" for chips in counts]
+    return tables.markdown(header, rows) if found else ""
+
+
+def in_short():
+    """What a user decides by; empty until all of it was measured."""
+    names = optimizers.OF_EXAMPLE
+    whole = {
+        backend: {row["optimizer"]: row for row in train_step.load(backend)}
+        for backend in train_step.BACKENDS
+    }
+    chip = {name: row for (chips, name), row in _slices().items() if chips == 1}
+    if not (all(whole.values()) and chip):
+        return ""
+    kept = state_bytes.rows()
+    held = {
+        row["optimizer"]: row["argument_bytes"] + row["temporary_bytes"]
+        for row in records.load("tpu_compile")["training_step"]
+    }
+    largest, *_ = records.load("largest_model")["answers"].values()
+    trained = family_report.finals(family.load("synthetic"))
+
+    def row(label, cell):
+        return [label, *(cell(*both) for both in names.items())]
+
+    def billions(of_example, _):
+        (found,) = largest[of_example]["results"]
+        return f"{found['parameters'] / 1e9:.1f} B"
+
+    def over_adam(key, found):
+        return lambda _, name: (
+            f"{found[name][key] / found['keras.Adam'][key]:.2f}"
+        )
+
+    def loss(of_example, _):
+        runs = map(trainings.final_loss, trained[of_example])
+        return family_report.spread(list(runs), 3)
+
+    big = state_bytes.TRANSFORMER
+    rows = [
+        row(
+            f"state of {big}, bytes a parameter",
+            lambda _, name: state_bytes.a_parameter(kept[name][big]),
+        ),
+        row(
+            "all that a training step holds on a TPU, bytes a parameter",
+            lambda _, name: f"{held[name]:.1f}",
+        ),
+        row("largest decoder on one v5e chip, parameters", billions),
+        row(
+            "a training step of `base` on a CPU, TensorFlow",
+            over_adam("milliseconds", whole["tensorflow"]),
+        ),
+        row("on a CPU, JAX", over_adam("milliseconds", whole["jax"])),
+        row("on a v5e, 32 rows, by the compiler", over_adam("cycles", chip)),
+        row("validation loss after 400 steps, each at its best rate", loss),
+    ]
+    return tables.markdown(["", *(f"`{n}`" for n in names.values())], rows)
+
+
 TABLES = (
     Table("docs/tpu.md", "largest model", largest_model),
     Table("README.md", "state", state_bytes.beside_adam),
+    Table("docs/memory_and_speed.md", "in short", in_short),
     Table("docs/memory_and_speed.md", "state", state_bytes.table),
     Table("docs/memory_and_speed.md", "refresh", refresh_cost.table),
     Table("docs/memory_and_speed.md", "step time", step_time),
     Table("docs/memory_and_speed.md", "first step", first_step),
+    Table("docs/memory_and_speed.md", "training step", train_step.table),
+    Table("docs/tpu.md", "slices", slices),
     Table("docs/memory_and_speed.md", "tpu compile", tpu_compile),
     Table("docs/memory_and_speed.md", "small transformer", small_transformer),
     Table("docs/which_optimizer.md", "family cost", family_cost),

@@ -89,6 +89,7 @@ def measure(request, optimizer):
         required=program.hbm_bytes,
         available=available,
         fits=True,
+        cycles=program.text and program.estimated_cycles(),
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """HBM that a step needs on one device, in bytes.
+    """HBM that a step needs on one device, in bytes, and its cycles.
 
     Attributes:
         parameters: Of the whole model.
@@ -17,6 +17,9 @@ class Measurement:
         required: All of it.
         available: What a program may use.
         fits: Whether the compiler took it.
+        cycles: The compiler's estimate, of the operations that have one;
+            `None` where it does not fit or cannot be read. Of two steps of one
+            model the ratio says more than the sum.
     """
 
     parameters: int
@@ -27,6 +30,7 @@ class Measurement:
     required: int
     available: int
     fits: bool
+    cycles: int | None = None
 
     @property
     def temporaries(self):

@@ -323,6 +323,7 @@ def test_real_steps_that_fit_and_do_not(tmp_path):
         results = json.loads((tmp_path / "found.json").read_text())
         (found,) = results["results"]
         assert found["fits"] == (status == "FITS")
+        assert bool(found["cycles"]) == found["fits"]
         assert found["available"] == round(15.75 * GIB)
         # 4 d^2 + 2 d ff + their vectors, embedding, last norm.
         block = 12 * width**2 + 9 * width
