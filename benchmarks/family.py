@@ -54,7 +54,7 @@ OPTIMIZERS = (
     "muon",
 )
 SEEDS = (0, 1, 2)
-LONGEST_LADDER = 4
+LONGEST_LADDER = 4  # rungs from its middle to its end
 
 
 def _of_preset(preset, steps):
@@ -147,7 +147,9 @@ def wanted(optimizer, losses, middle=0):
     rungs = [middle - 1, middle, middle + 1]
     if set(rungs) <= set(ladder):
         best = min(ladder, key=ladder.get)
-        if best in (min(ladder), max(ladder)) and abs(best) < LONGEST_LADDER:
+        if best in (min(ladder), max(ladder)) and (
+            abs(best - middle) < LONGEST_LADDER
+        ):
             rungs = [best + (1 if best == max(ladder) else -1)]
         else:
             runs = [Run(optimizer, best, seed, True) for seed in SEEDS]

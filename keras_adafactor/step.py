@@ -112,6 +112,9 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
         Tuple of `Stored`, after the step, and the int32 number of skipped
         updates, 0 or 1. A slot that did not change is the object given.
     """
+    if 0 in stored.variable.shape:
+        # Without elements there is no step, and no mean of them.
+        return stored, ops.zeros((), dtype="int32")
     dtype = compute_dtype(stored.variable)
     g = ops.cast(gradient, dtype)
     x = before = ops.cast(stored.variable, dtype)

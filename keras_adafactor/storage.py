@@ -44,6 +44,9 @@ class StateSpec:
             its square, makes this entry non-finite. The guard then asks the
             entry, which costs no pass over the gradient.
         refreshed: Whether `refresh` may change it.
+        apart: Axes of the entry, of which no two indices share a scale where
+            it is stored in 8 bits: what is divided by a number for each of
+            them must not be rounded by that of another.
     """
 
     shape: tuple[int, ...]
@@ -52,6 +55,7 @@ class StateSpec:
     initializer: str = "zeros"
     sees_gradient: bool = False
     refreshed: bool = False
+    apart: tuple[int, ...] = ()
 
     @classmethod
     def like(
@@ -144,15 +148,15 @@ class Int8Blocks:
 
     @staticmethod
     def arrays(spec):
-        blocks = quantization.block_shape(spec.shape)
+        blocks = quantization.block_shape(spec.shape, spec.apart)
         unblocked = (
             axis if block == 1 else None
             for axis, block in zip(spec.axes, blocks, strict=True)
         )
-        scales = quantization.scale_shape(spec.shape)
+        scales = (n // b for n, b in zip(spec.shape, blocks, strict=True))
         return {
             "": Array(spec.shape, spec.axes, "int8"),
-            "_scale": Array(scales, tuple(unblocked), "float32"),
+            "_scale": Array(tuple(scales), tuple(unblocked), "float32"),
         }
 
     @staticmethod
@@ -162,7 +166,9 @@ class Int8Blocks:
     @staticmethod
     def encode(spec, value, t, key):
         noise = uniform_noise(spec.shape, t, key)
-        return list(quantization.quantize(ops.cast(value, "float32"), noise))
+        value = ops.cast(value, "float32")
+        _, scale = Int8Blocks.arrays(spec).values()
+        return list(quantization.quantize(value, noise, scale.shape))
 
 
 class SignBits:
@@ -216,7 +222,8 @@ MOMENTUM_DTYPES = ("float32", "bfloat16", "int8")
 def momentum_spec(shape, dtype, **attributes):
     """An average of the variable's shape, in one of `MOMENTUM_DTYPES`.
 
-    Fewer than 4,096 elements stay float32 where int8 is asked for.
+    Fewer than 4,096 elements, or 16 in a block, stay float32 where int8 is
+    asked for.
     """
     return in_dtype(StateSpec.like(shape, **attributes), dtype)
 
@@ -224,7 +231,11 @@ def momentum_spec(shape, dtype, **attributes):
 def in_dtype(spec, dtype):
     """`spec`, stored in one of `MOMENTUM_DTYPES`."""
     if dtype == "int8":
-        small = math.prod(spec.shape) < MIN_SIZE_TO_QUANTIZE
+        block = quantization.block_shape(spec.shape, spec.apart)
+        small = (
+            math.prod(spec.shape) < MIN_SIZE_TO_QUANTIZE
+            or math.prod(block) < quantization.SMALL_BLOCK_SIZE
+        )
         return replace(spec, storage="float32" if small else "int8_blocks")
     return replace(spec, storage=dtype)
 

@@ -50,6 +50,11 @@ def resolve(choice, shape):
     return subsets.blocks(shape, choice)
 
 
+def apart(shape, choice):
+    """Axes of a variable along which every index has a divisor of its own."""
+    return resolve(choice, shape).apart
+
+
 def second_moment_spec(shape, choice):
     """`v`, a number for each subset."""
     found = resolve(choice, shape)

@@ -94,6 +94,19 @@ def test_measures_then_freezes():
         )
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_block_without_gradient_is_measured_when_it_has_one(late):
+    x, gradients = harness.problem((4, 6), steps=8, decades=0.0)
+    gradients[: 3 + late, 0] = 0.0
+    optimizer = Adalayer(1e-3, blocks={"w": "rows"}, freeze_after=3)
+    got = final(optimizer, x, gradients)
+    # Nowhere was it divided by epsilon.
+    assert np.abs(got - x).max() < 5 * 1e-3 * np.sqrt(6) * 10
+    first = np.mean(np.square(gradients[3 + late, 0]))
+    assert slot(optimizer, "v")[0] == pytest.approx(first, rel=1e-6)
+    assert (got[0] != x[0]).all()
+
+
 def test_what_keeps_adapting_is_not_frozen():
     x, gradients = harness.problem((4, 6), steps=6, decades=0.0)
     arguments = {"learning_rate": 1e-2, "freeze_after": 3}

@@ -277,6 +277,34 @@ def test_is_traced_once(row):
     assert len(traces) == len(row.shapes)
 
 
+@mains
+def test_variables_without_elements_are_left_alone(row):
+    shapes = ((0,), (0, 12), (3, 0, 12), (3, 3, 0, 12), row.shapes[-1])
+    starts = [np.ones(shape, "float32") for shape in shapes]
+    optimizer = row.optimizer()
+    found = harness.run(optimizer, starts, [starts, starts], harness.MODE)
+    assert [tuple(v.shape) for v in found] == list(shapes)
+    assert (harness.values(found)[-1] != 1).any()
+    assert int(ops.convert_to_numpy(optimizer.skipped_updates)) == 0
+    for slot in (v for _, slots in optimizer.slots() for v in slots.values()):
+        if 0 in slot.shape or not slot.shape:
+            continue
+        assert np.isfinite(harness.values([slot])[0]).all(), slot.path
+
+
+@mains
+def test_float64_weights_keep_their_precision(row):
+    starts, gradients = dense_problems(row)
+    found = harness.run(row.optimizer(), starts, gradients, "eager", "float64")
+    for i, variable in enumerate(found):
+        assert keras.backend.standardize_dtype(variable.dtype) == "float64"
+        oracle = row.oracle(starts[i], row.shapes[i])
+        for step in gradients:
+            expected = oracle.step(step[i])
+        got = ops.convert_to_numpy(variable)
+        assert np.abs(got - expected).max() <= row.tolerance, row.shapes[i]
+
+
 @rows
 def test_update_rule_keeps_its_keys_and_shapes(row):
     optimizer = row.optimizer()

@@ -138,18 +138,42 @@ def test_stochastic_rounding_picks_a_neighbour_and_has_the_right_mean(
 @pytest.mark.parametrize(
     ("shape", "blocks"),
     [
-        ((4096, 4096), (4096, 8)),
-        ((1024, 16, 64), (2, 16, 64)),
-        ((3, 3, 512, 512), (3, 3, 512, 1)),
-        ((3, 3, 64, 64), (3, 3, 1, 1)),
-        ((1000, 3000), (1000, 6)),
-        ((1031, 8), (1, 8)),
-        ((5000,), (10,)),
+        ((4096, 4096), (1, 512)),
+        # The rows of an embedding differ in size.
+        ((32000, 512), (1, 512)),
+        ((512, 64), (8, 64)),
+        ((1024, 16, 64), (1, 8, 64)),
+        ((3, 3, 512, 512), (1, 1, 1, 512)),
+        ((3, 3, 64, 64), (1, 1, 8, 64)),
+        ((1000, 3000), (1, 500)),
+        ((5000,), (500,)),
+        # Primes: no row joins, unless the last axis is no block at all.
+        ((1031, 64), (1, 64)),
+        ((1031, 8), (1031, 8)),
         ((), ()),
     ],
 )
-def test_scales_are_one_a_block_along_the_longest_axis(shape, blocks):
-    assert quantization.scale_shape(shape) == blocks
+def test_blocks_lie_along_the_last_axis(shape, blocks):
+    assert quantization.block_shape(shape) == blocks
+
+
+@pytest.mark.parametrize(
+    ("shape", "apart", "blocks"),
+    [
+        ((512, 64), (0,), (1, 64)),
+        ((64, 512), (1,), (64, 1)),
+        ((1024, 16, 64), (0,), (1, 8, 64)),
+        ((3, 3, 64, 128), (2, 3), (3, 3, 1, 1)),
+        ((5000,), (0,), (1,)),
+    ],
+)
+def test_blocks_do_not_cross_what_is_apart(shape, apart, blocks):
+    assert quantization.block_shape(shape, apart) == blocks
+
+
+def scales_of(shape):
+    blocks = quantization.block_shape(shape)
+    return tuple(n // b for n, b in zip(shape, blocks, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(8, 512), (512, 8), (3, 5, 64), (1031, 2)])
@@ -158,7 +182,9 @@ def test_quantisation_is_within_a_unit_and_unbiased(shape):
     errors = []
     for t in range(64):
         codes, scale = quantization.quantize(
-            ops.convert_to_tensor(x), ops.convert_to_tensor(noise(shape, t))
+            ops.convert_to_tensor(x),
+            ops.convert_to_tensor(noise(shape, t)),
+            scales_of(shape),
         )
         assert keras.backend.standardize_dtype(codes.dtype) == "int8"
         restored = quantization.dequantize(codes, scale)
@@ -171,7 +197,7 @@ def test_quantisation_is_within_a_unit_and_unbiased(shape):
 
 def test_quantised_zeros_stay_zero():
     codes, scale = quantization.quantize(
-        ops.zeros((4, 512)), ops.ones((4, 512)) * 0.9
+        ops.zeros((4, 512)), ops.ones((4, 512)) * 0.9, (4, 1)
     )
     assert not ops.convert_to_numpy(codes).any()
     assert not ops.convert_to_numpy(quantization.dequantize(codes, scale)).any()

@@ -45,6 +45,11 @@ def cross_gram(x, y, axis):
     return ops.einsum("bdn,ben->de", _unfolded(x, axis), _unfolded(y, axis))
 
 
+def product(a, b):
+    """Of two matrices; Keras' own makes float32 of float64 on PyTorch."""
+    return ops.einsum("ij,jk->ik", a, b)
+
+
 def rotate(x, matrices, back=False):
     """Multiplies a tensor along some of its axes.
 
@@ -63,6 +68,34 @@ def rotate(x, matrices, back=False):
         shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
         x = ops.reshape(ops.einsum(equation, _unfolded(x, axis), matrix), shape)
     return x
+
+
+# Of float32, where the singular values of gradients extend over two decades.
+_ROUNDING = 2.0**-17
+
+
+def rotate_gradient(g, bases):
+    """`rotate(g, bases)`, with 0 for what is no more than its rounding.
+
+    In a direction in which no gradient points they have a coordinate of some
+    1e-6 of their norm, as bases are rounded too. Whoever divides it by the root
+    of its own second moment would take steps of ordinary size there.
+
+    Args:
+        g: Tensor.
+        bases: Dict from axis to a tensor of shape (size, any), of columns of
+            about unit length.
+    """
+    y = rotate(g, bases)
+    if not bases:
+        return y
+    # Rounded by the norms along one axis, of which the largest is spread over
+    # the others.
+    first, *others = bases
+    norm = ops.sqrt(ops.sum(ops.square(y), axis=first, keepdims=True))
+    if others:
+        norm = ops.max(norm, axis=tuple(others), keepdims=True)
+    return ops.where(ops.abs(y) > _ROUNDING * norm, y, ops.zeros_like(y))
 
 
 def with_signs(vectors):
@@ -102,7 +135,7 @@ def eigenvectors(matrix, rank=None):
     order = ops.argsort(-ops.diagonal(matrix))[:rank]
     start = ops.take(ops.eye(matrix.shape[0], dtype=matrix.dtype), order, 1)
     vectors = ops.fori_loop(
-        0, ITERATIONS, lambda _, q: ops.qr(ops.matmul(matrix, q))[0], start
+        0, ITERATIONS, lambda _, q: ops.qr(product(matrix, q))[0], start
     )
     return with_signs(vectors)
 
@@ -119,8 +152,8 @@ def power_step(matrix, basis):
         estimated with them, largest first, an int tensor of shape (d,); and
         the new basis, whose vectors stand in that order.
     """
-    product = ops.matmul(_of_unit_size(matrix), basis)
-    eigenvalues = ops.sum(basis * product, axis=0)
+    turned = product(_of_unit_size(matrix), basis)
+    eigenvalues = ops.sum(basis * turned, axis=0)
     order = ops.argsort(-eigenvalues)
-    vectors, _ = ops.qr(ops.take(product, order, axis=1))
+    vectors, _ = ops.qr(ops.take(turned, order, axis=1))
     return order, with_signs(vectors)

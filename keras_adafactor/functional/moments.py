@@ -106,6 +106,16 @@ def bias_correction(t, beta_1, beta_2):
     return second / -ops.expm1(t * math.log(beta_1))
 
 
+def largest_quotient(beta_1, beta_2):
+    """The most that `|m| / sqrt(v)` of Adam's moments can be, uncorrected.
+
+    By Cauchy and Schwarz, for any gradients; with `beta_1 ** 2 < beta_2`. A
+    bound for moments that were rounded: a root that is 0 gives no huge step.
+    """
+    series = (1.0 - beta_2) * (1.0 - beta_1**2 / beta_2)
+    return (1.0 - beta_1) / math.sqrt(series)
+
+
 def factored_mean(x, groups):
     """Row means and column means of a tensor.
 

@@ -6,56 +6,55 @@ from keras import ops
 
 MIN_BLOCK_SIZE = 202  # 4 bytes of scale for 202 codes: under 2 %
 MAX_BLOCK_SIZE = 512
+# What a block of fewer entries takes is no longer 8 bits an entry.
+SMALL_BLOCK_SIZE = 16
 _ABOVE_1 = 1 + 2.0**-20
 
 
-def block_shape(shape):
+def block_shape(shape, apart=()):
     """The block along every axis that shares one scale.
 
-    Blocks lie along the longest axis: its largest divisor between
-    `MIN_BLOCK_SIZE` and `MAX_BLOCK_SIZE`, or the whole axis. Where that is
-    fewer than `MIN_BLOCK_SIZE` elements, the next longest axis joins whole,
-    and so on.
+    Blocks lie along the last axis, since rows (tokens of an embedding, say)
+    differ in size: its largest divisor between `MIN_BLOCK_SIZE` and
+    `MAX_BLOCK_SIZE`, or the whole axis. Where that is fewer than
+    `MIN_BLOCK_SIZE` elements, as much of the axis before joins, and so on; all
+    of it only where there were fewer than `SMALL_BLOCK_SIZE`.
 
     Args:
         shape: Tuple of ints.
+        apart: Axes of which no two indices share a scale, whatever the size
+            of a block then is.
 
     Returns:
         Tuple of ints, a divisor of each dimension of `shape`.
     """
     block = [1] * len(shape)
-    for axis in sorted(range(len(shape)), key=lambda a: (-shape[a], -a)):
-        if math.prod(block) >= MIN_BLOCK_SIZE:
-            break
+    for axis in reversed(range(len(shape))):
+        inside = math.prod(block)
+        if axis in apart or inside >= MIN_BLOCK_SIZE:
+            continue
         divisors = (
             size
-            for size in range(MAX_BLOCK_SIZE, MIN_BLOCK_SIZE - 1, -1)
-            if shape[axis] % size == 0
+            for size in range(MAX_BLOCK_SIZE // inside, 0, -1)
+            if size * inside >= MIN_BLOCK_SIZE and shape[axis] % size == 0
         )
-        block[axis] = next(divisors, shape[axis])
+        alone = 1 if inside >= SMALL_BLOCK_SIZE else shape[axis]
+        block[axis] = next(divisors, alone)
     return tuple(block)
 
 
-def scale_shape(shape):
-    """Shape of the scales: the number of blocks along every axis."""
-    return tuple(
-        size // block
-        for size, block in zip(shape, block_shape(shape), strict=True)
-    )
-
-
-def _blocked(x):
+def _blocked(x, scales):
     # (d_0, d_1, ...) -> (d_0 / b_0, b_0, d_1 / b_1, b_1, ...)
-    pairs = zip(scale_shape(x.shape), block_shape(x.shape), strict=True)
+    pairs = ((n, size // n) for n, size in zip(scales, x.shape, strict=True))
     return ops.reshape(x, [size for pair in pairs for size in pair])
 
 
-def _spread(scale, shape):
+def _spread(scale):
     # One scale a block -> broadcastable against `_blocked`.
     return ops.reshape(scale, [size for n in scale.shape for size in (n, 1)])
 
 
-def quantize(x, noise):
+def quantize(x, noise, scales):
     """Codes and scales whose product is `x` in the mean.
 
     `scale = max |x| / 127` over the block, `code = x / scale` rounded up or
@@ -65,25 +64,26 @@ def quantize(x, noise):
         x: float32 tensor.
         noise: float32 tensor of the shape of `x`, uniform in [0, 1),
             multiples of 2**-16.
+        scales: Tuple of ints, the number of blocks along every axis.
 
     Returns:
         Tuple of int8 codes in [-127, 127], of the shape of `x`, and float32
-        scales of shape `scale_shape(x.shape)`. A block of zeros has scale 0.
+        scales of shape `scales`. A block of zeros has scale 0.
     """
-    blocks = _blocked(x)
+    blocks = _blocked(x, scales)
     within = tuple(range(1, len(blocks.shape), 2))
     scale = ops.max(ops.abs(blocks), axis=within) / 127.0
     # Of a scale that is no normal number the codes are 0. A few roundings
     # larger, so that x / divisor is never more than 127.
     divisor = ops.where(scale > 1e-37, scale * _ABOVE_1, ops.ones_like(scale))
-    units = blocks / _spread(divisor, x.shape)
+    units = blocks / _spread(divisor)
     # Both are below 128 and the noise is a multiple of 2**-16: no integer is
     # rounded down.
-    codes = ops.ceil(units - _blocked(noise))
+    codes = ops.ceil(units - _blocked(noise, scales))
     return ops.cast(ops.reshape(codes, x.shape), "int8"), scale
 
 
 def dequantize(codes, scale):
     """`codes * scale`, each block by its own scale, as float32."""
-    blocks = ops.cast(_blocked(codes), "float32")
-    return ops.reshape(blocks * _spread(scale, codes.shape), codes.shape)
+    blocks = ops.cast(_blocked(codes, scale.shape), "float32")
+    return ops.reshape(blocks * _spread(scale), codes.shape)

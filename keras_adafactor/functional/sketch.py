@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_adafactor.functional.eigenbasis import cross_gram
 from keras_adafactor.functional.eigenbasis import eigenvectors
+from keras_adafactor.functional.eigenbasis import product
 from keras_adafactor.functional.eigenbasis import rotate
 from keras_adafactor.functional.eigenbasis import with_signs
 
@@ -35,11 +36,11 @@ def sketched_basis(g, axis, omega):
     """
     a = ops.reshape(ops.moveaxis(g, axis, -1), (-1, g.shape[axis]))
     a = a / ops.max(ops.abs(a))
-    q, _ = ops.qr(ops.matmul(a, omega))
+    q, _ = ops.qr(product(a, omega))
     # B = Q^T A = R^T P^T: its vectors are those of the small R, turned by P.
-    p, r = ops.qr(ops.matmul(ops.transpose(a), q))
-    turn = eigenvectors(ops.matmul(r, ops.transpose(r)))
-    return with_signs(ops.matmul(p, turn))
+    p, r = ops.qr(product(ops.transpose(a), q))
+    turn = eigenvectors(product(r, ops.transpose(r)))
+    return with_signs(product(p, turn))
 
 
 def objective_slopes(g, m, bases, cosine_axis):

@@ -34,6 +34,11 @@ class Subsets(NamedTuple):
         return tuple(self.shape[axis] for axis in self.kept)
 
     @property
+    def apart(self):
+        """Axes of the tensor that no subset extends along."""
+        return tuple(axis for axis in self.axes if axis is not None)
+
+    @property
     def inside(self):
         return tuple(a for a in range(len(self.shape)) if a not in self.kept)
 

@@ -51,8 +51,9 @@ class Adalayer(UpdateRuleOptimizer):
     v = (t * v + mean(g ** 2, block)) / (t + 1)
     ```
 
-    and then `v` stays as it is; in variables of `keep_adapting` it goes on as
-    above, but without bias correction.
+    and then `v` stays as it is, but of a block that had no gradient, which
+    takes its first; in variables of `keep_adapting` it goes on as above, but
+    without bias correction.
 
     State:
 
@@ -83,10 +84,13 @@ class Adalayer(UpdateRuleOptimizer):
             moment is stored. Defaults to `"float32"`.
         **kwargs: See `UpdateRuleOptimizer`.
 
-    Deviations from the paper: none known. As in the authors' code the zero
-    that `v` starts from counts as one measurement: it ends at
-    `freeze_after / (freeze_after + 1)` of the mean. Their weight decay is
-    divided by the largest learning rate, ours is not.
+    Deviations from the paper: a block that had no gradient while all were
+    measured would have been divided by `epsilon`, and takes its first one. As
+    in the authors' code the zero that `v` starts from counts as one
+    measurement: it ends at `freeze_after / (freeze_after + 1)` of the mean.
+    Their weight decay is divided by the largest learning rate, ours is not. The
+    defaults are those of the authors' runs; their class has 0.999 for `beta_2`,
+    1e-8 for `epsilon` and a weight decay of 0.01.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another, or
@@ -167,7 +171,7 @@ class Adalayer(UpdateRuleOptimizer):
     def state_spec(self, shape, path):
         blocks = self._subsets(shape, path)
         return {
-            "m": momentum_spec(shape, self.momentum_dtype),
+            "m": momentum_spec(shape, self.momentum_dtype, apart=blocks.apart),
             "v": StateSpec(blocks.sizes, blocks.axes, sees_gradient=True),
         }
 
@@ -177,7 +181,7 @@ class Adalayer(UpdateRuleOptimizer):
         # Averages that are bias-corrected in themselves.
         m = ema(state["m"], g, debiased_decay_rate(step.t, self.beta_1))
         q = blocks.mean(ops.square(g))
-        v = ema(state["v"], q, self._second_moment_rate(step))
+        v = ema(state["v"], q, self._second_moment_rate(state["v"], step))
         u = m / (blocks.spread(ops.sqrt(v), shape) + self.epsilon)
         if step.decay:
             u = u + step.decay * x
@@ -194,7 +198,7 @@ class Adalayer(UpdateRuleOptimizer):
         blocks = self._subsets(shape, path)
         return m | {"v": blocks.mean(moments.second)}
 
-    def _second_moment_rate(self, step):
+    def _second_moment_rate(self, v, step):
         """`1 - beta_2`, or what it is in place of that around a freeze."""
         if self.freeze_after is None:
             return debiased_decay_rate(step.t, self.beta_2)
@@ -202,10 +206,12 @@ class Adalayer(UpdateRuleOptimizer):
             re.search(pattern, step.path)
             for pattern in self.keep_adapting or ()
         )
+        # A block that has had no gradient yet takes its first.
+        frozen = ops.cast(v <= 0, v.dtype)
         return ops.where(
             self._measures(step),
             1.0 / (step.t + 1.0),
-            1.0 - self.beta_2 if adapts else 0.0,
+            1.0 - self.beta_2 if adapts else frozen,
         )
 
     def _step_size(self, step):

@@ -24,12 +24,15 @@ from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
 from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
+from keras_adafactor.functional.eigenbasis import product
 from keras_adafactor.functional.eigenbasis import rotate
+from keras_adafactor.functional.eigenbasis import rotate_gradient
 from keras_adafactor.functional.matricization import grouped_axes
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import ema_weight
+from keras_adafactor.functional.moments import largest_quotient
 from keras_adafactor.functional.moments import power_decay_rate
 from keras_adafactor.functional.scaling import parameter_scale
 from keras_adafactor.functional.scaling import rms
@@ -340,8 +343,7 @@ class COAP(UpdateRuleOptimizer):
     def _restored(self, state, old, new):
         """The moments, projected back from the old bases and onto the new."""
         turns = {
-            axis: ops.matmul(ops.transpose(old[axis]), new[axis])
-            for axis in new
+            axis: product(ops.transpose(old[axis]), new[axis]) for axis in new
         }
         restored = {"m": rotate(state["m"], turns)}
         if self.variant == "adamw":
@@ -362,7 +364,7 @@ class COAP(UpdateRuleOptimizer):
         bases = {axis: state[f"basis_{axis}"] for axis in ranks}
         scale = self.scale if ranks else 1.0
 
-        y = rotate(ops.reshape(g, working), bases)
+        y = rotate_gradient(ops.reshape(g, working), bases)
         if self.variant == "adamw":
             u, new = self._adamw(y, state, step)
         else:
@@ -381,8 +383,6 @@ class COAP(UpdateRuleOptimizer):
         root = ops.sqrt(v)
         u = m / (root + self.epsilon)
         if self._rooted:
-            # No quotient of exact moments is beyond it: a root that was
-            # rounded to 0 gives no huge step.
             largest = largest_quotient(self.beta_1, self.beta_2)
             u = ops.clip(u, -largest, largest)
         alpha = step.lr * bias_correction(step.t, self.beta_1, self.beta_2)
@@ -426,12 +426,3 @@ class COAP(UpdateRuleOptimizer):
         if moments.first is not None:
             state["m"] = ema_weight(t, self.beta_1) * moments.first
         return state
-
-
-def largest_quotient(beta_1, beta_2):
-    """The most that `|m| / sqrt(v)` of Adam's moments can be, uncorrected.
-
-    By Cauchy and Schwarz, for any gradients; with `beta_1 ** 2 < beta_2`.
-    """
-    series = (1.0 - beta_2) * (1.0 - beta_1**2 / beta_2)
-    return (1.0 - beta_1) / math.sqrt(series)

@@ -15,10 +15,16 @@ from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
 from keras_adafactor.backend import full_precision
+from keras_adafactor.factored import second_moment_of
+from keras_adafactor.factored import update_second_moment
+from keras_adafactor.factored import whole_second_moment
+from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.functional.eigenbasis import eigenvectors
 from keras_adafactor.functional.eigenbasis import gram
 from keras_adafactor.functional.eigenbasis import power_step
+from keras_adafactor.functional.eigenbasis import product
 from keras_adafactor.functional.eigenbasis import rotate
+from keras_adafactor.functional.eigenbasis import rotate_gradient
 from keras_adafactor.functional.matricization import merge_neighbours
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
@@ -93,16 +99,22 @@ class SOAP(UpdateRuleOptimizer):
         normalize_updates: Boolean, whether an update is divided by its RMS.
             Helps where bases are refreshed seldom. Defaults to `False`.
         momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the first
-            moment is stored. Defaults to `"float32"`.
+            moment is stored; in 8 bits as its quotient by
+            `sqrt(V) + epsilon`, whose entries are of one size. Defaults to
+            `"float32"`.
         second_moment_dtype: `"float32"` or `"bfloat16"`, how the second is,
             where it is not factored. Defaults to `"float32"`.
         **kwargs: See `UpdateRuleOptimizer`.
 
-    Deviations from the paper, all as in the authors' code: the first call only
-    sets the bases up; epsilon is outside the root; a refresh sorts. Unlike
+    Deviations from the paper, all as in the authors' code, which made its
+    figures: the first call only sets the bases up; epsilon is outside the root;
+    a refresh sorts. Their default weight decay of 0.01 is none here. Unlike
     that code the first moment is kept in the eigenbasis, which saves a
-    rotation a step and gives the same numbers, and the first bases of more
-    than 256 rows come from ten steps of orthogonal iteration.
+    rotation a step and gives the same numbers; the first bases of more than
+    256 rows come from ten steps of orthogonal iteration; and coordinates of a
+    gradient under 1e-5 of its norm are 0, and so is the update along an index
+    that never had a gradient: divided by the root of their own square, what
+    float32 leaves there would be steps of ordinary size.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -120,7 +132,7 @@ class SOAP(UpdateRuleOptimizer):
     """
 
     weight_decay_order = "rule"
-    meaning = {"m": ("beta_1",), "v": ("beta_2",)}
+    meaning = {"m": ("beta_1", "_keeps_quotient"), "v": ("beta_2",)}
 
     def __init__(
         self,
@@ -171,9 +183,10 @@ class SOAP(UpdateRuleOptimizer):
             return merge_neighbours(shape, self.max_precondition_dim)
         return shape
 
-    def _rotated_axes(self, working):
+    def _rotated_axes(self, shape):
         """Axes of the working shape that have a basis."""
-        if len(working) == 1 and not self.precondition_1d or 0 in working:
+        working = self._working_shape(shape)
+        if len(shape) == 1 and not self.precondition_1d or 0 in shape:
             return []
         axes = list(range(len(working)))
         if self.one_sided and len(working) > 1:
@@ -185,7 +198,7 @@ class SOAP(UpdateRuleOptimizer):
 
     def state_spec(self, shape, path):
         working = self._working_shape(shape)
-        axes = self._rotated_axes(working)
+        axes = self._rotated_axes(shape)
         refreshed = bool(axes)
         m = momentum_spec(shape, self.momentum_dtype, refreshed=refreshed)
         if self._factors(working):
@@ -225,30 +238,30 @@ class SOAP(UpdateRuleOptimizer):
         )
 
     def refresh(self, g, x, state, step):
-        working = self._working_shape(tuple(g.shape))
-        g = ops.reshape(g, working)
-        axes = self._rotated_axes(working)
+        shape = tuple(g.shape)
+        axes = self._rotated_axes(shape)
 
         def first():
             rate = 1.0 - self._shampoo_beta
             new = dict(state)
             with full_precision():
+                gradient = ops.reshape(g, self._working_shape(shape))
                 for axis in axes:
-                    new[f"gram_{axis}"] = rate * gram(g, axis)
+                    new[f"gram_{axis}"] = rate * gram(gradient, axis)
                     new[f"basis_{axis}"] = eigenvectors(new[f"gram_{axis}"])
             return new
 
         def again():
-            new = dict(state)
-            m = ops.reshape(state["m"], working)
+            new = self._in_working_shape(state, shape)
+            m = self._first_moment(new)
             with full_precision():
                 for axis in axes:
                     old = state[f"basis_{axis}"]
                     order, basis = power_step(state[f"gram_{axis}"], old)
                     new[f"basis_{axis}"] = basis
-                    m = rotate(m, {axis: ops.matmul(ops.transpose(old), basis)})
-                    new |= self._sorted(new, working, axis, order)
-            return new | {"m": ops.reshape(m, g.shape)}
+                    m = rotate(m, {axis: product(ops.transpose(old), basis)})
+                    new |= self._sorted(new, axis, order)
+            return new | {"m": self._kept_of(m, new)}
 
         def flat(branch):
             return lambda: [
@@ -259,35 +272,37 @@ class SOAP(UpdateRuleOptimizer):
         values = ops.cond(ops.equal(step.count, 0), flat(first), flat(again))
         return dict(zip(state, values, strict=True))
 
-    def _sorted(self, state, working, axis, order):
+    def _sorted(self, state, axis, order):
         """The second moment, in the order of the new basis."""
-        if self._factors(working):
-            name = ("v_row", "v_col")[axis]
-            return {name: ops.take(state[name], order)}
-        v = ops.reshape(state["v"], working)
-        return {"v": ops.take(v, order, axis=axis)}
+        if "v" in state:
+            return {"v": ops.take(state["v"], order, axis=axis)}
+        name = ("v_row", "v_col")[axis]
+        return {name: ops.take(state[name], order)}
 
     def update_rule(self, g, x, state, step):
         shape = tuple(g.shape)
-        working = self._working_shape(shape)
-        g = ops.reshape(g, working)
-        axes = self._rotated_axes(working)
-        bases = {axis: state[f"basis_{axis}"] for axis in axes}
-        new = dict(state)
+        new = self._in_working_shape(state, shape)
+        axes = self._rotated_axes(shape)
+        bases = {axis: new[f"basis_{axis}"] for axis in axes}
         # Averages stay, and nothing moves, in the first call.
         t = step.t - 1.0
         moves = ops.minimum(t, 1.0)
 
+        m = self._first_moment(new)
         with full_precision():
+            g = ops.reshape(g, self._working_shape(shape))
             rate = (1.0 - self._shampoo_beta) * moves
             for axis in axes:
                 name = f"gram_{axis}"
-                new[name] = state[name] + rate * (gram(g, axis) - state[name])
-            rotated = rotate(g, bases)
-        m = ops.reshape(state["m"], working)
+                new[name] = new[name] + rate * (gram(g, axis) - new[name])
+            rotated = rotate_gradient(g, bases)
         m = m + (1.0 - self.beta_1) * moves * (rotated - m)
-        root, second = self._second_moment(rotated, state, moves)
-        u = rotate(m / (root + self.epsilon), bases, back=True)
+        rate = (1.0 - self.beta_2) * moves
+        groups = self._groups(new)
+        new |= update_second_moment(rotated, new, groups, rate, 0.0)
+        u = self._quotient(m, new)
+        new["m"] = u if self._keeps_quotient else m
+        u = self._where_seen(rotate(u, bases, back=True), new, axes)
         if self.normalize_updates:
             # XLA divides by the product of two divisors: it must not be 0.
             u = u / ops.maximum(rms(u), 1e-12)
@@ -299,42 +314,74 @@ class SOAP(UpdateRuleOptimizer):
         delta = (lr * correction) * ops.reshape(u, shape)
         if step.decay:
             delta = delta + (lr * step.decay) * (x - delta)
-        return delta, new | second | {"m": ops.reshape(m, shape)}
+        return delta, {
+            name: ops.reshape(value, state[name].shape)
+            for name, value in new.items()
+        }
 
-    def _second_moment(self, rotated, state, moves):
-        """Its root, and the new entries."""
-        rate = (1.0 - self.beta_2) * moves
-        square = ops.square(rotated)
-        if not self._factors(tuple(rotated.shape)):
-            v = ops.reshape(state["v"], rotated.shape)
-            v = v + rate * (square - v)
-            return ops.sqrt(v), {"v": ops.reshape(v, state["v"].shape)}
-        r = state["v_row"] + rate * (ops.mean(square, 1) - state["v_row"])
-        c = state["v_col"] + rate * (ops.mean(square, 0) - state["v_col"])
-        mean = ops.mean(r)
-        mean = ops.where(mean > 0, mean, ops.ones_like(mean))
-        row, col = ops.sqrt(r), ops.sqrt(c / mean)
-        root = ops.expand_dims(row, 1) * ops.expand_dims(col, 0)
-        return root, {"v_row": r, "v_col": c}
+    def _where_seen(self, u, state, axes):
+        """0 along indices that never had a gradient, whatever the bases."""
+        for axis in axes:
+            others = [a for a in range(len(u.shape)) if a != axis]
+            seen = ops.diagonal(state[f"gram_{axis}"]) > 0
+            u = ops.where(ops.expand_dims(seen, others), u, 0.0)
+        return u
+
+    def _in_working_shape(self, state, shape):
+        working = self._working_shape(shape)
+        moments = {
+            name: ops.reshape(state[name], working)
+            for name in ("m", "v")
+            if name in state
+        }
+        return state | moments
+
+    def _groups(self, state):
+        """Rows and columns of the second moment."""
+        return AxisGroups() if "v" in state else AxisGroups((0,), (1,))
+
+    def _root(self, state):
+        """`sqrt(V)`, of state in the working shape."""
+        return ops.sqrt(whole_second_moment(state, self._groups(state)))
+
+    def _quotient(self, m, state):
+        """`M' / (sqrt(V) + epsilon)`; 0 where there never was a gradient.
+
+        There a refresh may leave momentum of a neighbour.
+        """
+        root = self._root(state)
+        return ops.where(root > 0, m / (root + self.epsilon), 0.0)
+
+    @property
+    def _keeps_quotient(self):
+        """Whether `m` is `M' / (sqrt(V) + epsilon)`, in place of `M'`.
+
+        Its entries are of one size, as 8 bits with one scale want them.
+        """
+        return self.momentum_dtype == "int8"
+
+    def _first_moment(self, state):
+        """`M'`, of state in the working shape."""
+        m = state["m"]
+        if not self._keeps_quotient:
+            return m
+        return m * (self._root(state) + self.epsilon)
+
+    def _kept_of(self, m, state):
+        return self._quotient(m, state) if self._keeps_quotient else m
 
     def moments(self, state, shape, path, t):
         updates = t - 1
         if not updates:
             return Moments()
-        working = self._working_shape(shape)
-        axes = self._rotated_axes(working)
+        state = self._in_working_shape(state, shape)
+        axes = self._rotated_axes(shape)
         bases = {axis: state[f"basis_{axis}"] for axis in axes}
-        if self._factors(working):
-            row, col = state["v_row"], state["v_col"]
-            mean = ops.mean(row)
-            row = row / ops.where(mean > 0, mean, 1.0)
-            v = ops.expand_dims(row, 1) * ops.expand_dims(col, 0)
-        else:
-            v = ops.reshape(state["v"], working)
+        v = whole_second_moment(state, self._groups(state))
         # In a basis in which entries are not correlated.
         squared = {axis: ops.square(basis) for axis, basis in bases.items()}
         with full_precision():
-            m = rotate(ops.reshape(state["m"], working), bases, back=True)
+            m = rotate(self._first_moment(state), bases, back=True)
             v = rotate(v, squared, back=True)
         return Moments(
             ops.reshape(m, shape) / ema_weight(updates, self.beta_1),
@@ -343,18 +390,19 @@ class SOAP(UpdateRuleOptimizer):
 
     def adopt(self, moments, shape, path, t):
         # Moments do not tell the basis, and are of no use in another.
-        working = self._working_shape(shape)
-        if self._rotated_axes(working) or moments.second is None:
+        if self._rotated_axes(shape) or moments.second is None:
             return {}
+        working = self._working_shape(shape)
         v = ema_weight(t - 1, self.beta_2) * moments.second
-        if self._factors(working):
-            v = ops.reshape(v, working)
-            state = {"v_row": ops.mean(v, 1), "v_col": ops.mean(v, 0)}
-        else:
-            state = {"v": v}
+        groups = self._groups({} if self._factors(working) else {"v": v})
+        state = second_moment_of(ops.reshape(v, working), groups, 0.0)
         if moments.first is not None:
-            state["m"] = ema_weight(t - 1, self.beta_1) * moments.first
-        return state
+            m = ema_weight(t - 1, self.beta_1) * moments.first
+            state["m"] = self._kept_of(ops.reshape(m, working), state)
+        return {
+            name: ops.reshape(value, shape) if name in ("m", "v") else value
+            for name, value in state.items()
+        }
 
     @property
     def _shampoo_beta(self):

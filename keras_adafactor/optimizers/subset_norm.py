@@ -140,7 +140,8 @@ class SubsetNorm(UpdateRuleOptimizer):
     def state_spec(self, shape, path):
         m = {}
         if self._decay is not None:
-            m = {"m": momentum_spec(shape, self.momentum_dtype)}
+            apart = subset_moment.apart(shape, self.subsets)
+            m = {"m": momentum_spec(shape, self.momentum_dtype, apart=apart)}
         return m | second_moment_spec(shape, self.subsets)
 
     def update_rule(self, g, x, state, step):

@@ -172,14 +172,19 @@ class SubspaceMomentum(UpdateRuleOptimizer):
         v = second_moment_spec(shape, self.subsets)
         matrix = self._matrix(shape)
         if matrix is None:
-            return {"m": momentum_spec(shape, self.momentum_dtype)} | v
+            apart = subset_moment.apart(shape, self.subsets)
+            m = momentum_spec(shape, self.momentum_dtype, apart=apart)
+            return {"m": m} | v
         sizes, axes = map(list, matrix)
         axis = self._axis(sizes)
         basis = StateSpec((sizes[axis], self.rank), (axes[axis], None))
         if self.basis in INDEX_KINDS:
             basis = StateSpec((self.rank,), (None,), "int32")
+        apart = ()
+        if self.subsets == "heuristic":
+            apart = (0,) if sizes[0] >= sizes[1] else (1,)
         sizes[axis], axes[axis] = self.rank, None
-        m = StateSpec(tuple(sizes), tuple(axes), refreshed=True)
+        m = StateSpec(tuple(sizes), tuple(axes), refreshed=True, apart=apart)
         return {
             "m": in_dtype(m, self.momentum_dtype),
             **v,

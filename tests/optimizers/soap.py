@@ -70,6 +70,20 @@ ROWS = [
         max_precondition_dim=7,
         refresh_every=3,
     ),
+    _row(
+        "soap_merged_to_vectors",
+        lambda shape: [(0, 2)] if len(shape) > 2 else all_axes(shape),
+        shapes=(*SHAPES[:-1], (2, 1, 1)),
+        merge_axes=True,
+        refresh_every=3,
+    ),
+    _row(
+        "soap_with_bases_of_vectors",
+        lambda shape: list(enumerate(shape)),
+        shapes=((), (2,), (4, 4), (5, 4)),
+        precondition_1d=True,
+        refresh_every=2,
+    ),
     _row("soap_without_bases", lambda shape: [], max_precondition_dim=0),
     _row(
         "soap_normalized",
@@ -95,6 +109,12 @@ STATE_BYTES = [
         SOAP(momentum_dtype="bfloat16", second_moment_dtype="bfloat16"),
         (4096, 4096),
         402_653_184 - 67_108_864 + 4,
+    ),
+    # A scale for 512 codes.
+    (
+        SOAP(momentum_dtype="int8"),
+        (4096, 4096),
+        402_653_184 - 3 * 16_777_216 + 131_072 + 4,
     ),
 ]
 
