@@ -22,6 +22,7 @@ holds `train`, `val` and `test_2016_flickr`, each as `.en.gz` and `.de.gz`.
 
 import argparse
 import functools
+import math
 import os
 import pathlib
 import tempfile
@@ -161,6 +162,12 @@ def wanted(optimizer, losses, middle=0):
     ]
 
 
+def recipe_rate(optimizer, settings):
+    """The learning rate of rung 0."""
+    config = TranslationConfig.from_preset(**settings)
+    return RECIPES[optimizer].learning_rate(config)
+
+
 def configure(run, corpus, text_dir, work_dir):
     """The `TranslationConfig` of a run."""
     quick = corpus == "quick"
@@ -177,8 +184,7 @@ def configure(run, corpus, text_dir, work_dir):
     recipe = RECIPES[run.optimizer]
     if recipe.relative_step:
         settings["warmup_steps"] = 0
-    default = TranslationConfig.from_preset(**settings)
-    rate = recipe.learning_rate(default) * 2.0**run.rung
+    rate = recipe_rate(run.optimizer, settings) * 2.0**run.rung
     # So few steps take less time than to compile them.
     without_xla = quick or run.optimizer in WITHOUT_XLA
     return TranslationConfig.from_preset(
@@ -283,8 +289,15 @@ def result_name(corpus):
 
 
 def load(corpus):
-    """What was done on a corpus: a list of what `train` returned."""
-    return records.runs(result_name(corpus))
+    """What was done on a corpus: a list of what `train` returned.
+
+    Rungs are those of today's recipes, whatever they were then.
+    """
+    runs = records.runs(result_name(corpus))
+    for run in runs:
+        rate = recipe_rate(run["optimizer"], SETTINGS[corpus])
+        run["rung"] = round(math.log2(run["learning_rate"] / rate))
+    return runs
 
 
 def corpus_parser(description, work_dir):

@@ -338,6 +338,21 @@ def test_fallback_is_decided_by_the_first_pattern_in_the_path():
     assert report.total_bytes == 4 * (14 + 14 + 7)
 
 
+def test_adamw_of_a_fallback_agrees_with_pytorch():
+    torch = pytest.importorskip("torch", reason="pip install torch")
+    x, gradients = harness.problem((6, 4), steps=10)
+    weight = torch.nn.Parameter(torch.tensor(x.astype("float64")))
+    theirs = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.1)
+    for g in gradients:
+        weight.grad = torch.tensor(g.astype("float64"))
+        theirs.step()
+    ours = Adafactor(
+        0.01, relative_step=False, weight_decay=0.1, fallback=["w0"]
+    )
+    got = harness.trace(ours, x, gradients, MODE)[-1]
+    np.testing.assert_allclose(got, weight.detach().numpy(), atol=1e-6)
+
+
 def test_any_number_of_entries_has_noise_of_its_own():
     class Many(Rule):
         def state_spec(self, shape, path):

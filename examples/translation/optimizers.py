@@ -74,8 +74,8 @@ def _relative_step_cap(config):
 def _of_transformer_peak(ratio):
     """A multiple of the peak of "Attention Is All You Need", for 4,000 steps.
 
-    That is Adam's. The multiples are those which `benchmarks.family` found
-    best on `tiny`.
+    That is Adam's. The multiples are the best rates on `tiny` over the best of
+    Adam's, by `benchmarks.family`.
     """
     return lambda config: ratio * (config.model_dim * 4_000) ** -0.5
 
@@ -131,27 +131,27 @@ OPTIMIZERS = {
     ),
     "subspace_momentum": OptimizerRow(
         keras_adafactor.SubspaceMomentum,
-        _of_transformer_peak(8),
+        _of_transformer_peak(2),
         settings=_subspace_settings,
     ),
     "coap": OptimizerRow(
         keras_adafactor.COAP,
-        _of_transformer_peak(1),
+        _of_transformer_peak(2),
         settings=lambda config: {"fallback": "embedding"},
     ),
     "soap": OptimizerRow(
         keras_adafactor.SOAP,
-        _of_transformer_peak(2),
+        _of_transformer_peak(1),
         # A basis of the vocabulary's size would cost more than the model.
         settings=lambda config: {"max_precondition_dim": 4 * config.model_dim},
     ),
     "hfac": OptimizerRow(keras_adafactor.HFac, _of_transformer_peak(1)),
     "fadam": OptimizerRow(
-        keras_adafactor.FAdam, _of_transformer_peak(1), weight_decay=0.1
+        keras_adafactor.FAdam, _of_transformer_peak(0.5), weight_decay=0.1
     ),
     "signum": OptimizerRow(keras_adafactor.Signum, _of_transformer_peak(0.25)),
-    "adalayer": OptimizerRow(keras_adafactor.Adalayer, _of_transformer_peak(2)),
-    "lion": OptimizerRow(keras_adafactor.Lion, _of_transformer_peak(0.25)),
+    "adalayer": OptimizerRow(keras_adafactor.Adalayer, _of_transformer_peak(1)),
+    "lion": OptimizerRow(keras_adafactor.Lion, _of_transformer_peak(0.125)),
     "keras_adafactor": OptimizerRow(
         keras.optimizers.Adafactor,
         _relative_step_cap,

@@ -26,7 +26,6 @@ from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
 from keras_adafactor.functional.eigenbasis import product
 from keras_adafactor.functional.eigenbasis import rotate
-from keras_adafactor.functional.eigenbasis import rotate_gradient
 from keras_adafactor.functional.matricization import grouped_axes
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
@@ -154,7 +153,9 @@ class COAP(UpdateRuleOptimizer):
     another. A refresh that is due waits for a gradient that is not zero
     everywhere, and `t` with it. Signs of a basis are fixed (its entries of
     largest magnitude are positive), so that backends agree. As in the authors'
-    code a basis is not made orthonormal again after a step.
+    code a basis is not made orthonormal again after a step. Where the rank is
+    above that of the gradients, a vector that these do not need has what little
+    of them a step of the basis gives it, and Adam's ordinary steps with that.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.
@@ -364,7 +365,7 @@ class COAP(UpdateRuleOptimizer):
         bases = {axis: state[f"basis_{axis}"] for axis in ranks}
         scale = self.scale if ranks else 1.0
 
-        y = rotate_gradient(ops.reshape(g, working), bases)
+        y = rotate(ops.reshape(g, working), bases)
         if self.variant == "adamw":
             u, new = self._adamw(y, state, step)
         else:

@@ -48,7 +48,9 @@ class Signum(UpdateRuleOptimizer):
         beta_1: Float in (0, 1), decay of the momentum; or `None` for the sign
             of the gradient, signSGD, without state. Defaults to 0.9.
         momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the momentum
-            is stored. Defaults to `"float32"`.
+            is stored. In 8 bits entries under 1 % of the largest of their
+            block, up to 512 neighbours of a row, are 0 now and then, and rest.
+            The sign alone, one bit, is no average. Defaults to `"float32"`.
         **kwargs: See `UpdateRuleOptimizer`.
 
     Deviations from the paper: weight decay is decoupled, as Zhao et al. run

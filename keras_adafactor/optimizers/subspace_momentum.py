@@ -102,9 +102,13 @@ class SubspaceMomentum(UpdateRuleOptimizer):
 
     Deviations from the paper: variables of more than two axes are seen as the
     matrix whose rows and columns are fewest together. Singular vectors come
-    from the Gram matrix of the shorter side, which only mixes those of
-    singular values under 1e-3 of the largest. The authors' code means to set
-    the momentum to zero at a refresh and misses; here it is.
+    from the Gram matrix of the shorter side, which mixes those of singular
+    values under 1e-3 of the largest. Of more than 256 rows they are what ten
+    steps of orthogonal iteration find, which leaves vectors of nearly equal
+    values mixed: of noise, whose values all are, (1024, 512) at rank 128, they
+    hold 0.504 of the square of the gradient where the best hold 0.507. The
+    authors' code means to set the momentum to zero at a refresh and misses;
+    here it is.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.

@@ -118,6 +118,7 @@ STATE_BYTES = [
     (COAP(), (4096, 4096), 50_331_648 + 4),
     (COAP(rank_ratio=8), (4096, 4096), 25_165_824 + 4),
     (COAP(rank=512), (4096, 4096), 25_165_824 + 4),
+    (COAP(rank=2048), (4096, 4096), 3 * 4 * 4096 * 2048 + 4),
     (COAP(variant="adafactor"), (4096, 4096), 33_554_432 + 20_480 + 4),
     (COAP(state_dtype="bfloat16"), (4096, 4096), 25_165_824 + 4),
     # 0.76 a parameter: codes, and a scale for every 512.

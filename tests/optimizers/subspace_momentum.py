@@ -97,6 +97,7 @@ STATE_BYTES = [
     # 4 bytes more are the count of steps.
     (SubspaceMomentum(), (4096, 4096), 4_210_688 + 4),
     (SubspaceMomentum(rank=512), (4096, 4096), 16_793_600 + 4),
+    (SubspaceMomentum(rank=1024), (4096, 4096), 33_570_816 + 4),
     (SubspaceMomentum(basis="random"), (4096, 4096), 4_210_688 + 4),
     (
         SubspaceMomentum(basis="top_k"),
