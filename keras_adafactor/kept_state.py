@@ -20,6 +20,7 @@ from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
 from keras_adafactor.storage import Array
 
+RATE = "learning_rate"
 SUPPORTED = (
     "an optimizer of keras_adafactor, `keras.optimizers.Adam`, `AdamW`, "
     "`RMSprop` or `Adafactor`, one of these in a `LossScaleOptimizer`, or a "
@@ -259,20 +260,55 @@ def state_in_weights_file(path, target, variables, saved_by):
     )
     copied = type(given).from_config(given.get_config())
     copied.build(given._trainable_variables or variables)
+    # A schedule has no variable, and of the learning rate nothing is carried:
+    # the file may have one more or less.
+    rate = copied._learning_rate
     if ours:
+        store.pop(RATE, None)
+        if isinstance(rate, keras.Variable):
+            store[RATE] = ops.convert_to_numpy(rate)
         saved_state.load(copied, store)
         return KeptState.of(copied)
-    shapes = [tuple(variable.shape) for variable in copied.variables]
-    found = [store[key].shape for key in sorted(store, key=int)]
+    own = [variable for variable in copied.variables if variable is not rate]
+    found = [store[key] for key in sorted(store, key=int)]
+    if len(found) == len(own) + 1 and found[1].shape == ():
+        del found[1]  # after the count of steps
+    _check_same_slots(own, found, alike, saved_by)
+    for variable, array in zip(own, found, strict=True):
+        variable.assign(array)
+    return KeptState.of(copied)
+
+
+def _check_same_slots(own, found, alike, saved_by):
+    """Checks an optimizer of Keras against what is in a file of one.
+
+    Args:
+        own: List of variables, those of the optimizer.
+        found: List of arrays, in the same order.
+        alike: String, how the message begins.
+        saved_by: What was received.
+
+    Raises:
+        ValueError: If their numbers or shapes differ.
+    """
     check(
-        shapes == found,
+        len(own) == len(found),
         "saved_by",
         f"{alike}in settings and variables: that has {len(found)} variables "
-        f"of its own, not {len(shapes)}, or in other shapes",
+        f"of its own, not {len(own)} and a learning rate perhaps. If other "
+        "layers were trained then, build it with their variables: "
+        "`saved_by.build(variables)`",
         saved_by,
     )
-    copied.load_own_variables(store)
-    return KeptState.of(copied)
+    for variable, array in zip(own, found, strict=True):
+        shape = tuple(variable.shape)
+        check(
+            shape == array.shape,
+            "saved_by",
+            f"{alike}in settings and variables: there '{variable.path}' is of "
+            f"shape {array.shape}, not {shape}",
+            saved_by,
+        )
 
 
 def _state_by_keys(store, target, variables):
