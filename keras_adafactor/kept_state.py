@@ -3,7 +3,9 @@
 An optimizer of this package, one of Keras, or a file that one was saved to.
 """
 
+import json
 import pathlib
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,16 +115,21 @@ class KeptState:
         check(
             self.updates > 0,
             "source",
-            "an optimizer that has taken a step",
+            "an optimizer that has taken a step. If it was, the file it is "
+            "from had no state of it, or Keras skipped that with a warning: "
+            "what was saved under a dtype policy of float16 is to be loaded "
+            "under it (`keras.config.set_dtype_policy`), or by its path",
             given,
         )
         check(
             any(row.has_statistics for row in self.rows),
             "source",
-            "an optimizer whose statistics are not all 0; of an Orbax "
+            "an optimizer whose statistics are not all 0. Of an Orbax "
             "checkpoint Keras restores what has the path that it had, and is "
-            "silent of the rest: load it into the model it was saved from, "
-            "and give that",
+            "silent of the rest. Compile the model as it was saved, then "
+            "`model.optimizer.build(model.trainable_variables)`, "
+            "`model.load_weights(directory)`, `adam = model.optimizer`; "
+            "compile it with the new optimizer, and `warm_start(model, adam)`",
             given,
         )
 
@@ -189,7 +196,7 @@ def _rows_of_keras(optimizer):
 
 
 def path_in(source):
-    """`source` as a path, or `None` if it is none."""
+    """`source` as an absolute path, or `None` if it is none."""
     if not isinstance(source, str | pathlib.Path):
         return None
     path = pathlib.Path(source)
@@ -201,7 +208,61 @@ def path_in(source):
         "an Orbax checkpoint that exists",
         str(source),
     )
-    return path
+    # Orbax raises of another.
+    return path.absolute()
+
+
+def load_checkpoint(path):
+    """Loads a model, with the state of its optimizer.
+
+    Args:
+        path: `pathlib.Path` of a `.keras` file or, absolute, of an Orbax
+            checkpoint.
+
+    Returns:
+        `keras.Model`. If it was saved with a loss scale it has one, whatever
+        the dtype policy is now.
+
+    Raises:
+        ValueError: If Keras cannot load it.
+    """
+    policy = keras.config.dtype_policy()
+    try:
+        if path.suffix == ".keras" and _had_loss_scale_of_policy(path):
+            keras.config.set_dtype_policy("mixed_float16")
+        return keras.models.load_model(path)
+    except Exception as error:  # of Keras, h5py, zipfile, Orbax
+        said = " ".join(str(error).strip("\"'").split())
+        raise ValueError(
+            "Argument `source` must be a checkpoint that Keras can load; of "
+            "Orbax, the directory that has the steps in it. Name layers and "
+            "functions of your own in a `with "
+            "keras.saving.custom_object_scope({...}):`, or `--import` the "
+            "module that registers them; a `Lambda` needs "
+            "`keras.config.enable_unsafe_deserialization()`. Received: "
+            f"source={str(path)!r} ({type(error).__name__}: {said[:400]})"
+        ) from error
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _had_loss_scale_of_policy(path):
+    """Whether a `.keras` file has a loss scale that was not asked for.
+
+    Under the policy `mixed_float16` Keras puts one around the optimizer; loaded
+    under another the optimizer has none, and Keras skips its state.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if "model.weights.h5" not in names:
+            return False
+        config = json.loads(archive.read("config.json"))
+        with archive.open("model.weights.h5") as file:
+            if not saved_state.has_loss_scale(file):
+                return False
+    given = (config.get("compile_config") or {}).get("optimizer")
+    asked_for = isinstance(given, dict) and given["class_name"]
+    return asked_for != "LossScaleOptimizer"
 
 
 def compiled(given):
@@ -211,8 +272,14 @@ def compiled(given):
     return given
 
 
-def opened(name, given):
-    """The optimizer in what was given, without a loss scale."""
+def opened(name, given, received=None):
+    """The optimizer in what was given, without a loss scale.
+
+    Args:
+        name: String, the name of the argument.
+        given: What was given, or was loaded from what was.
+        received: What to show of it; defaults to `given`.
+    """
     optimizer = compiled(given)
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer
@@ -220,14 +287,28 @@ def opened(name, given):
         isinstance(optimizer, keras.optimizers.Optimizer)
         and rule_of(optimizer) is not None
     )
-    check(supported, name, SUPPORTED, given)
+    why = ""
+    if isinstance(given, keras.Model):
+        why = (
+            "; this model is not compiled"
+            if optimizer is None
+            else f"; this model has {type(optimizer).__name__}"
+        )
+    if hasattr(optimizer, "optimizers"):
+        why += "; of a `MultiOptimizer` give its `optimizers`, one by one"
+    check(supported, name, SUPPORTED + why, received or given)
     return optimizer
 
 
-def trained(source):
+def trained(source, received=None):
     """The optimizer in a source, which must have variables to read."""
-    optimizer = opened("source", source)
-    check(optimizer.built, "source", "an optimizer that is built", source)
+    optimizer = opened("source", source, received)
+    check(
+        optimizer.built,
+        "source",
+        "an optimizer that is built",
+        received or source,
+    )
     return optimizer
 
 

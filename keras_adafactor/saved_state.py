@@ -14,6 +14,11 @@ import numpy as np
 from keras_adafactor import backend
 
 MAX_DIFFERENCES_SHOWN = 8
+_OF_A_POLICY = (
+    "That in the file is of Keras, or was saved with a loss scale: if under "
+    "the policy mixed_float16, load it under that, after "
+    "`keras.config.set_dtype_policy`."
+)
 
 
 def key_of(position, name):
@@ -76,6 +81,16 @@ def load(optimizer, store):
         variable.assign(saved[key])
 
 
+# Where an optimizer is in a file: in a `LossScaleOptimizer`, or not.
+INNER, OUTER = "optimizer/inner_optimizer/vars", "optimizer/vars"
+
+
+def has_loss_scale(file):
+    """Whether a `LossScaleOptimizer` is in an open `.weights.h5` file."""
+    with h5py.File(file, "r") as opened:
+        return INNER in opened
+
+
 def read_weights_file(path):
     """The state of the optimizer in a `.weights.h5` file.
 
@@ -88,8 +103,7 @@ def read_weights_file(path):
         Keras; empty if there is none.
     """
     with h5py.File(path, "r") as file:
-        # What a `LossScaleOptimizer` wraps.
-        for place in ("optimizer/inner_optimizer/vars", "optimizer/vars"):
+        for place in (INNER, OUTER):
             if place in file:
                 group = file[place]
                 arrays = {key: _as_array(group[key]) for key in group}
@@ -211,5 +225,8 @@ def _check_fits(optimizer, saved, shapes, paths):
         "alone, compile it again, call `model.optimizer.build("
         "model.trainable_variables)` and pass `skip_mismatch=True`; "
         "`keras_adafactor.warm_start(model, path)` then keeps what fits of "
-        "the optimizer, or of another one.\n" + "\n".join(lines)
+        "the optimizer, or of another one."
+        + (" " + _OF_A_POLICY if not are_ours(saved) else "")
+        + "\n"
+        + "\n".join(lines)
     )

@@ -18,6 +18,7 @@ from keras_adafactor.arguments import check
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.kept_state import KeptState
 from keras_adafactor.kept_state import compiled
+from keras_adafactor.kept_state import load_checkpoint
 from keras_adafactor.kept_state import opened
 from keras_adafactor.kept_state import path_in
 from keras_adafactor.kept_state import state_in_weights_file
@@ -228,7 +229,7 @@ def warm_start(
             saved_by,
         )
         if path is not None:
-            origin = trained(keras.models.load_model(path))
+            origin = trained(load_checkpoint(path), str(source))
         state = KeptState.of(origin)
     state.check_usable(source)
     if not target.built:

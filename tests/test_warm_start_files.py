@@ -1,4 +1,4 @@
-"""Checkpoints as users have them: which are read, and what is said of others."""
+"""Checkpoints as users have them: which are read, what is said of others."""
 
 import keras
 import numpy as np
@@ -89,3 +89,78 @@ def test_what_differs_in_a_weights_file_is_named(tmp_path):
     saved_by.build(variables)
     report = warm_start(frozen, path, saved_by=saved_by)
     assert report.complete
+
+
+# Files that hold a whole model.
+
+
+@pytest.fixture
+def mixed_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, Adafactor])
+def test_file_of_a_float16_policy_is_read_under_another(
+    tmp_path, mixed_float16, make
+):
+    path = tmp_path / "model.keras"
+    model = fit(model_of(make()))
+    scaled = model.optimizer
+    assert isinstance(scaled, keras.optimizers.LossScaleOptimizer)
+    model.save(path)
+    expected, found = Adafactor(), Adafactor()
+    warm_start(expected, scaled)
+    keras.config.set_dtype_policy("float32")
+    # Keras skips the state, with a warning; of ours that is an error.
+    with pytest.raises(ValueError, match=r"float16.*set_dtype_policy"):
+        warm_start(Adafactor(), keras.models.load_model(path))
+    report = warm_start(found, path, model.trainable_variables)
+    assert keras.config.dtype_policy().name == "float32"
+    assert report.iterations == int(as_numpy(scaled.iterations))
+    check_equal(found, expected)
+
+
+def test_relative_path_of_orbax_is_read(tmp_path, monkeypatch):
+    pytest.importorskip("orbax.checkpoint")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="b")(inputs))
+    model.compile("adam", "mse")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = keras.callbacks.OrbaxCheckpoint(
+        str(tmp_path / "steps"), save_on_background=False
+    )
+    fit(model, callbacks=[checkpoint])
+    expected, found = Adafactor(), Adafactor()
+    warm_start(expected, model)
+    warm_start(found, "steps", model.trainable_variables)
+    check_equal(found, expected)
+    for wrong in (".", "steps/0"):
+        with pytest.raises(ValueError, match="the directory that has the step"):
+            warm_start(Adafactor(), wrong, model.trainable_variables)
+
+
+def test_custom_loss_of_a_file_is_asked_for(tmp_path):
+    def custom(y_true, y_pred):
+        return keras.ops.mean((y_true - y_pred) ** 2)
+
+    path = tmp_path / "model.keras"
+    model = model_of()
+    model.compile("adam", custom)
+    fit(model).save(path)
+    with pytest.raises(ValueError, match=r"custom_object_scope\(.*'custom'"):
+        warm_start(Adafactor(), path, model.trainable_variables)
+    with keras.saving.custom_object_scope({"custom": custom}):
+        assert warm_start(Adafactor(), path, model.trainable_variables).complete
+
+
+def test_model_without_a_known_optimizer_is_named_by_its_file(tmp_path):
+    path = tmp_path / "model.keras"
+    for model, message in (
+        (model_of(), "this model is not compiled"),
+        (fit(model_of("sgd")), "this model has SGD"),
+    ):
+        model.save(path)
+        with pytest.raises(ValueError, match=f"{message}.*model.keras'$"):
+            warm_start(Adafactor(), path, model.trainable_variables)
