@@ -232,7 +232,9 @@ def load_checkpoint(path):
             keras.config.set_dtype_policy("mixed_float16")
         return keras.models.load_model(path)
     except Exception as error:  # of Keras, h5py, zipfile, Orbax
-        said = " ".join(str(error).strip("\"'").split())
+        # Before it stands the configuration of the model.
+        said = str(error).rpartition("Exception encountered: ")[2]
+        said = " ".join(said.strip("\"'").split())
         raise ValueError(
             "Argument `source` must be a checkpoint that Keras can load; of "
             "Orbax, the directory that has the steps in it. Name layers and "

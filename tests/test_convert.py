@@ -178,3 +178,143 @@ sys.argv = ["keras_adafactor", "--help"]
 runpy.run_module("keras_adafactor", run_name="__main__")
 """
     assert "convert" in run_python(program)
+
+
+# What the new optimizer has of the settings of the old one.
+
+
+def schedule():
+    return keras.optimizers.schedules.CosineDecay(0.01, 100)
+
+
+def converted(tmp_path, capsys, optimizer, *arguments):
+    """The optimizer of a file that was converted, and what was printed."""
+    model = model_of(optimizer)
+    fit(model)
+    source, out = tmp_path / "source.keras", tmp_path / "out.keras"
+    model.save(source)
+    assert main(["convert", str(source), str(out), *arguments]) == 0
+    printed = capsys.readouterr().out
+    return keras.models.load_model(out).optimizer, printed
+
+
+def test_keywords_that_mean_the_same_are_kept(tmp_path, capsys):
+    keywords = {
+        "global_clipnorm": 1.0,
+        "use_ema": True,
+        "ema_momentum": 0.9,
+        "ema_overwrite_frequency": 2,
+        "loss_scale_factor": 8.0,
+        "gradient_accumulation_steps": 2,
+    }
+    adam = keras.optimizers.Adam(0.01, weight_decay=0.1, **keywords)
+    found, printed = converted(
+        tmp_path, capsys, adam, "--optimizer", "Adafactor",
+        "--set", "clip_threshold=None",
+    )  # fmt: skip
+    config = found.get_config()
+    assert {name: config[name] for name in keywords} == keywords
+    assert config["weight_decay"] is None
+    assert config["learning_rate"] == pytest.approx(0.01)
+    assert config["multiply_by_parameter_scale"]
+    assert "kept of Adam: use_ema=True, ema_momentum=0.9" in printed
+    assert "not kept: learning_rate=0.01" in printed
+    assert "weight_decay=0.1; see --keep_learning_rate" in printed
+
+
+def test_what_is_set_is_not_kept(tmp_path, capsys):
+    adam = keras.optimizers.Adam(schedule(), clipnorm=1.0, use_ema=True)
+    rate = (
+        'learning_rate={"class_name": "CosineDecay", "config": '
+        '{"initial_learning_rate": 0.25, "decay_steps": 9, "name": null}}'
+    )
+    found, printed = converted(
+        tmp_path, capsys, adam, "--optimizer", "adafactor",
+        "--set", "clipvalue=2.0", "use_ema=False", rate,
+    )  # fmt: skip
+    assert (found.clipvalue, found.clipnorm, found.use_ema) == (2, None, False)
+    assert found._learning_rate.initial_learning_rate == 0.25
+    assert "kept of" not in printed and "not kept" not in printed
+
+
+@pytest.mark.parametrize("rate", [schedule(), 0.01], ids=["schedule", "float"])
+def test_learning_rate_is_kept_in_its_units(tmp_path, capsys, rate):
+    source = keras.optimizers.AdamW(rate, weight_decay=0.1)
+    found, printed = converted(
+        tmp_path, capsys, source, "--optimizer", "adafactor",
+        "--keep_learning_rate", "--set", "beta_1=0.9",
+    )  # fmt: skip
+    for name in ("learning_rate", "iterations"):
+        np.testing.assert_allclose(
+            as_numpy(getattr(found, name)), as_numpy(getattr(source, name))
+        )
+    assert as_numpy(found.effective_learning_rate) == pytest.approx(
+        float(as_numpy(source.learning_rate))
+    )
+    assert found.weight_decay == 0.1
+    assert not found.multiply_by_parameter_scale
+    shown = "0.01" if rate == 0.01 else "CosineDecay"
+    assert f"learning_rate={shown}, weight_decay=0.1" in printed
+    assert "not kept" not in printed
+
+
+def test_relative_learning_rate_is_kept_by_who_has_one(tmp_path, capsys):
+    ours = Adafactor(0.05, weight_decay=0.1)
+    ours.exclude_from_weight_decay(var_names=["bias"])
+    found, _ = converted(
+        tmp_path, capsys, ours, "--optimizer", "adafactor",
+        "--keep_learning_rate", "--set", "factored=False",
+    )  # fmt: skip
+    assert found.get_config()["learning_rate"] == pytest.approx(0.05)
+    assert found.multiply_by_parameter_scale and found.relative_step
+    assert found.get_config()["excluded_from_weight_decay"] == ["bias"]
+    assert main(
+        ["convert", str(tmp_path / "out.keras"), str(tmp_path / "b.keras"),
+         "--optimizer", "adam", "--keep_learning_rate"]
+    ) == 2  # fmt: skip
+    assert "Adafactor is relative, which Adam has no" in capsys.readouterr().err
+
+
+def test_file_of_a_float16_policy_has_its_loss_scale(tmp_path, capsys):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = model_of(keras.optimizers.Adam())
+        fit(model)
+        model.save(tmp_path / "source.keras")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    out = str(tmp_path / "out.keras")
+    assert main(
+        ["convert", str(tmp_path / "source.keras"), out,
+         "--optimizer", "adafactor"]
+    ) == 0  # fmt: skip
+    for policy in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            found = keras.models.load_model(out).optimizer
+        finally:
+            keras.config.set_dtype_policy("float32")
+        assert isinstance(found, keras.optimizers.LossScaleOptimizer)
+        assert type(found.inner_optimizer) is Adafactor
+        for name in ("dynamic_scale", "step_counter", "iterations"):
+            expected = as_numpy(getattr(model.optimizer, name))
+            assert as_numpy(getattr(found, name)) == expected
+
+
+def test_weights_file_and_folder_are_named(adam_file, tmp_path, capsys):
+    model = keras.models.load_model(adam_file)
+    model.save_weights(tmp_path / "a.weights.h5")
+    out = str(tmp_path / "o.keras")
+    arguments = ["convert", str(tmp_path / "a.weights.h5"), out]
+    assert main([*arguments, "--optimizer", "adafactor"]) == 2
+    assert "`warm_start(model, path, saved_by=" in capsys.readouterr().err
+
+
+def test_folder_that_may_not_be_written_to_is_named(
+    adam_file, monkeypatch, capsys
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    arguments = ["convert", str(adam_file), str(adam_file.parent / "o.keras")]
+    assert main([*arguments, "--optimizer", "adafactor"]) == 2
+    error = capsys.readouterr().err
+    assert "may be written to" in error and "o.keras" in error
