@@ -195,6 +195,22 @@ def _rows_of_keras(optimizer):
 # Where it is found.
 
 
+def check_variables(variables, given):
+    """Raises if there are no variables that an optimizer is, or would be, for.
+
+    Args:
+        variables: What was given, or found.
+        given: The optimizer or the model.
+    """
+    requirement = "given for an optimizer that is not built"
+    if isinstance(given, keras.Model):
+        requirement = (
+            "those of a model that is built, or be given: build the model "
+            "first, `model.build(input_shape)` or a call of it"
+        )
+    check(bool(variables), "variables", requirement, variables)
+
+
 def path_in(source):
     """`source` as an absolute path, or `None` if it is none."""
     if not isinstance(source, str | pathlib.Path):
@@ -236,13 +252,12 @@ def load_checkpoint(path):
         said = str(error).rpartition("Exception encountered: ")[2]
         said = " ".join(said.strip("\"'").split())
         raise ValueError(
-            "Argument `source` must be a checkpoint that Keras can load; of "
-            "Orbax, the directory that has the steps in it. Name layers and "
-            "functions of your own in a `with "
+            "Argument `source` must be a checkpoint that Keras can load, which "
+            f"raised {type(error).__name__}: {said[:300]}\nName layers and "
+            "functions of your own in `with "
             "keras.saving.custom_object_scope({...}):`, or `--import` the "
-            "module that registers them; a `Lambda` needs "
-            "`keras.config.enable_unsafe_deserialization()`. Received: "
-            f"source={str(path)!r} ({type(error).__name__}: {said[:400]})"
+            "module that registers them. Of Orbax, give the directory that "
+            f"holds the steps. Received: source={str(path)!r}"
         ) from error
     finally:
         keras.config.set_dtype_policy(policy)

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from keras_adafactor.kept_state import check_variables
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
@@ -25,7 +26,9 @@ class VariableState:
         path: String, the variable's path.
         shape: Tuple of ints, the variable's shape.
         rule: String, the name of the update rule that it takes.
-        slots: Dict from slot name to `(shape, dtype)`.
+        slots: Dict from slot name to `(shape, dtype)`; `average` is that of
+            `use_ema`, `gradient_accumulator` that of
+            `gradient_accumulation_steps`.
         state_bytes: Int, the bytes of all its slots.
     """
 
@@ -174,11 +177,7 @@ def state_report(
         )
     if not variables:
         variables = [v for o in ours for v in o.variables_built_with]
-    if not variables:
-        raise ValueError(
-            "Argument `variables` must be given for an optimizer that is not "
-            f"built. Received: variables={variables!r}"
-        )
+    check_variables(variables, optimizer_or_model)
     # `MultiOptimizer` has no public name for its choice.
     choice = getattr(optimizer, "_optimizer_map", lambda variable: optimizer)
     chosen = [(choice(variable), variable) for variable in variables]
@@ -191,7 +190,9 @@ def state_report(
 
 def _state_of(optimizer, variable):
     plan = optimizer.plan_for(variable)
-    arrays = plan.arrays()
+    # What is reported on may have no more than a path and a shape.
+    dtype = getattr(variable, "dtype", "float32")
+    arrays = optimizer._arrays(plan, keras.KerasTensor(variable.shape, dtype))
     return VariableState(
         path=plan.path,
         shape=tuple(variable.shape),

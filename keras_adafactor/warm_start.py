@@ -17,6 +17,7 @@ from keras_adafactor import saved_state
 from keras_adafactor.arguments import check
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.kept_state import KeptState
+from keras_adafactor.kept_state import check_variables
 from keras_adafactor.kept_state import compiled
 from keras_adafactor.kept_state import load_checkpoint
 from keras_adafactor.kept_state import opened
@@ -206,6 +207,13 @@ def warm_start(
     target = opened("optimizer", optimizer)
     path = path_in(source)
     if path is None:
+        check(
+            opened("source", source) is not target,
+            "source",
+            "another optimizer than the one to be started: keep that of the "
+            "model, `adam = model.optimizer`, before `compile` replaces it",
+            source,
+        )
         origin = trained(source)
     if target.built:
         variables = target._trainable_variables
@@ -213,12 +221,7 @@ def warm_start(
         variables = optimizer.trainable_variables
     elif not variables and path is None:
         variables = origin._trainable_variables
-    check(
-        bool(variables),
-        "variables",
-        "given for an optimizer that is not built",
-        variables,
-    )
+    check_variables(variables, optimizer)
     if path is not None and path.name.endswith(".weights.h5"):
         state = state_in_weights_file(path, target, variables, saved_by)
     else:
@@ -262,28 +265,32 @@ def _matched(rows, others):
     """For each of `rows` the one of `others` for the same variable, or `None`.
 
     Raises:
-        ValueError: If there is none at all.
+        ValueError: If none of them has its shape.
     """
     ours, theirs = ([row.path for row in each] for each in (rows, others))
     # A file may have lost the name of the model, which paths begin with.
     found = max(
         (
-            _by_path(rows, our_paths, others, their_paths)
+            _by_path(our_paths, others, their_paths)
             for our_paths in (ours, _within_model(ours))
             for their_paths in (theirs, _within_model(theirs))
         ),
-        key=lambda matches: len(matches) - matches.count(None),
+        key=lambda matches: sum(map(_fits, rows, matches)),
     )
-    if None in found and _ends(rows) == _ends(others):
+    if not all(map(_fits, rows, found)) and _ends(rows) == _ends(others):
         return others
     check(
-        any(found),
+        any(map(_fits, rows, found)),
         "source",
         "an optimizer of the same variables, of which at least one has the "
         f"path and the shape of one of {ours[:8]}",
         theirs[:8],
     )
     return found
+
+
+def _fits(row, other):
+    return other is not None and other.shape == row.shape
 
 
 def _ends(rows):
@@ -300,19 +307,15 @@ def _within_model(paths):
     return [rest for _, _, rest in parts]
 
 
-def _by_path(rows, paths, others, their_paths):
-    """For each of `rows` the one of `others` of its path and shape."""
+def _by_path(paths, others, their_paths):
+    """For each of `paths` the one of `others` that has it, and alone."""
     times = collections.Counter(their_paths)
     unique = {
         path: other
         for path, other in zip(their_paths, others, strict=True)
         if times[path] == 1
     }
-    found = [unique.get(path) for path in paths]
-    return [
-        other if other is not None and other.shape == row.shape else None
-        for row, other in zip(rows, found, strict=True)
-    ]
+    return [unique.get(path) for path in paths]
 
 
 def _carried(own, source):
@@ -328,6 +331,9 @@ def _carried(own, source):
         zip(own.rows, matched, strict=True)
     ):
         carried, values, reason = {}, {}, "no such variable in the source"
+        if other is not None and other.shape != row.shape:
+            reason = f"of shape {other.shape} in the source"
+            other = None
         if other is not None:
             carried, values, reason = _state_for(
                 row, other, source.updates, position

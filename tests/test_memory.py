@@ -152,3 +152,32 @@ def test_report_of_a_multi_optimizer_counts_what_is_ours():
         assert report.total_bytes == 1280
         assert "not counted, of other optimizers" in str(report)
         model.fit(np.ones((4, 256)), np.ones((4, 64)), verbose=0)
+
+
+def test_report_counts_averages_and_accumulated_gradients():
+    keywords = {"use_ema": True, "gradient_accumulation_steps": 2}
+    for dtype, average in (("float32", 4), ("bfloat16", 2)):
+        optimizer = Adafactor(**keywords)
+        shape = (8, 4)
+        variables = [keras.Variable(np.zeros(shape), dtype=dtype, name="w")]
+        (row,) = keras_adafactor.state_report(optimizer, variables).rows
+        assert row.state_bytes == 4 * (8 + 4) + (average + 4) * 32
+        assert row.slots["average"] == (shape, dtype)
+        assert row.slots["gradient_accumulator"] == (shape, "float32")
+        optimizer.build(variables)
+        assert keras_adafactor.state_report(optimizer).rows == [row]
+        counted = [
+            v
+            for v in optimizer.variables
+            if v.name not in ("iteration", "learning_rate", "skipped_updates")
+        ]
+        allocated = sum(array.nbytes for array in harness.values(counted))
+        # `values` are float32 where they were bfloat16.
+        assert allocated == row.state_bytes + (4 - average) * 32
+
+
+def test_report_of_a_model_that_is_not_built_says_so():
+    model = keras.Sequential([keras.layers.Dense(4)])
+    model.compile(Adafactor(), "mse")
+    with pytest.raises(ValueError, match="build the model first"):
+        keras_adafactor.state_report(model)

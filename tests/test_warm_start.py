@@ -649,8 +649,8 @@ def test_a_shape_that_differs_is_not_matched():
     assert not report.complete
     names = {row.path.split("/")[-2]: row for row in report.rows}
     assert names["body"].carried and not names["body"].missing
-    assert set(names["head"].missing.values()) == {
-        "no such variable in the source"
+    assert set(names["head"].missing.values()) <= {
+        f"of shape {shape} in the source" for shape in ((6, 3), (3,))
     }
     assert [p.split("/")[-2] for p in report.unused_variables] == ["head"] * 2
 

@@ -137,7 +137,7 @@ def test_relative_path_of_orbax_is_read(tmp_path, monkeypatch):
     warm_start(found, "steps", model.trainable_variables)
     check_equal(found, expected)
     for wrong in (".", "steps/0"):
-        with pytest.raises(ValueError, match="the directory that has the step"):
+        with pytest.raises(ValueError, match="directory that holds the steps"):
             warm_start(Adafactor(), wrong, model.trainable_variables)
 
 
@@ -149,7 +149,9 @@ def test_custom_loss_of_a_file_is_asked_for(tmp_path):
     model = model_of()
     model.compile("adam", custom)
     fit(model).save(path)
-    with pytest.raises(ValueError, match=r"custom_object_scope\(.*'custom'"):
+    with pytest.raises(
+        ValueError, match=r"(?s)'custom'.*custom_object_scope\("
+    ):
         warm_start(Adafactor(), path, model.trainable_variables)
     with keras.saving.custom_object_scope({"custom": custom}):
         assert warm_start(Adafactor(), path, model.trainable_variables).complete
@@ -164,3 +166,51 @@ def test_model_without_a_known_optimizer_is_named_by_its_file(tmp_path):
         model.save(path)
         with pytest.raises(ValueError, match=f"{message}.*model.keras'$"):
             warm_start(Adafactor(), path, model.trainable_variables)
+
+
+# What there is no file of.
+
+
+def test_model_that_is_not_built_is_named():
+    adam = fit(model_of("adam")).optimizer
+    model = keras.Sequential([keras.layers.Dense(6), keras.layers.Dense(3)])
+    model.compile(Adafactor(), "mse")
+    with pytest.raises(ValueError, match="build the model first"):
+        warm_start(model, adam)
+
+
+def test_optimizer_that_is_its_own_source_is_an_error():
+    model = fit(model_of("adam"))
+    model.compile(Adafactor(), "mse")
+    for source in (model, model.optimizer):
+        with pytest.raises(ValueError, match="`adam = model.optimizer`, befor"):
+            warm_start(model, source)
+
+
+@pytest.mark.skipif(
+    not hasattr(keras.optimizers, "MultiOptimizer"),
+    reason="this Keras has no MultiOptimizer yet",
+)
+def test_parts_of_a_multi_optimizer_are_started_one_by_one():
+    adam = fit(model_of("adam")).optimizer
+    multi = keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(
+            Adafactor(), {".*bias": keras.optimizers.Adam()}
+        )
+    )
+    model = model_of(multi)
+    with pytest.raises(ValueError, match="give its `optimizers`, one by one"):
+        warm_start(model, adam)
+    multi.build(model.trainable_variables)
+    reports = [warm_start(each, adam) for each in multi.optimizers]
+    assert all(report.complete for report in reports)
+    assert sum(len(report.rows) for report in reports) == 4
+    fit(model)
+
+
+def test_another_shape_of_the_source_is_the_reason():
+    adam = fit(model_of("adam")).optimizer
+    report = warm_start(model_of(Adafactor(), units=7), adam)
+    reasons = {row.path: set(row.missing.values()) for row in report.rows}
+    assert reasons["model/a/kernel"] == {"of shape (4, 6) in the source"}
+    assert not reasons["model/b/bias"]
