@@ -197,6 +197,13 @@ class OptimizerKeywords(TypedDict, total=False):
     fallback: Patterns | dict[str, Any]
 
 
+# Of Keras 2, and what they are now.
+_FORMERLY = {
+    "lr": "`learning_rate`",
+    "decay": "a schedule as `learning_rate`",
+}
+
+
 def check_recognized(keywords, cls):
     """Checks that every keyword is one of `OptimizerKeywords`.
 
@@ -212,12 +219,14 @@ def check_recognized(keywords, cls):
     if not unknown:
         return
     arguments = [*inspect.signature(cls).parameters, *known]
-    meant = {
+    close = {
         name: sorted(difflib.get_close_matches(name, arguments, n=2))
         for name in unknown
     }
+    meant = {n: " or ".join(map("`{}`".format, c)) for n, c in close.items()}
+    meant |= {n: m for n, m in _FORMERLY.items() if n in unknown}
     hints = [
-        f" For `{name}`, did you mean {' or '.join(map('`{}`'.format, found))}?"
+        f" For `{name}`, did you mean {found}?"
         for name, found in meant.items()
         if found
     ]

@@ -147,6 +147,20 @@ def test_unknown_argument_is_named(arguments):
         Adafactor(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("lr", "`learning_rate`"),
+        ("decay", "a schedule as `learning_rate`"),
+        ("learning_rat", "`learning_rate`"),
+        ("clip_treshold", "`clip_threshold`"),
+    ],
+)
+def test_argument_that_is_meant_is_named(name, meant):
+    with pytest.raises(ValueError, match=f"did you mean {meant}\\?"):
+        Adafactor(**{name: 0.1})
+
+
 @pytest.mark.parametrize("value", NOT_PATTERNS, ids=repr)
 def test_wrong_names_to_exclude_from_weight_decay_are_errors(value):
     with pytest.raises(ValueError, match="^Argument `var_names` must be "):
