@@ -15,7 +15,9 @@ def test_quick_start_learns_and_shows_what_is_kept(capsys):
     # One in ten by chance.
     assert accuracy > 0.5
     assert f"not seen: {accuracy:.1%}" in printed
-    assert "5,108 bytes of state" in printed
+    # 5,108 bytes of the rule, four a parameter of averages of the weights.
+    assert "421,660 bytes of state" in printed
+    assert "416,552 of them are averages" in printed
 
 
 def test_quick_start_is_short():
