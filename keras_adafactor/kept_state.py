@@ -29,6 +29,21 @@ SUPPORTED = (
     "model compiled with one"
 )
 
+_SKIPPED = (
+    "If it has, the file it was loaded from holds no state of it, or Keras "
+    "skipped that with a warning: what was saved under the policy "
+    "mixed_float16 is to be loaded under it "
+    "(`keras.config.set_dtype_policy`), or by `warm_start(model, path)`"
+)
+_NOT_RESTORED = (
+    "Of an Orbax checkpoint Keras restores what has the path that it had, and "
+    "is silent of the rest. Compile the model as it was saved, the optimizer "
+    "with the name it had (`Adam(name='adam')`), then "
+    "`model.optimizer.build(model.trainable_variables)`, "
+    "`model.load_weights(directory)`, `adam = model.optimizer`; compile it "
+    "with the new optimizer, and `warm_start(model, adam)`"
+)
+
 
 @dataclass(frozen=True)
 class KeptVariable:
@@ -112,24 +127,19 @@ class KeptState:
     def check_usable(self, source):
         """Raises if there is nothing that `source` has learned."""
         given = str(source)
+        path = path_in(source)
+        of_orbax = path is not None and path.is_dir()
         check(
             self.updates > 0,
             "source",
-            "an optimizer that has taken a step. If it was, the file it is "
-            "from had no state of it, or Keras skipped that with a warning: "
-            "what was saved under a dtype policy of float16 is to be loaded "
-            "under it (`keras.config.set_dtype_policy`), or by its path",
+            "an optimizer that has taken a step. "
+            + (_NOT_RESTORED if of_orbax else _SKIPPED),
             given,
         )
         check(
             any(row.has_statistics for row in self.rows),
             "source",
-            "an optimizer whose statistics are not all 0. Of an Orbax "
-            "checkpoint Keras restores what has the path that it had, and is "
-            "silent of the rest. Compile the model as it was saved, then "
-            "`model.optimizer.build(model.trainable_variables)`, "
-            "`model.load_weights(directory)`, `adam = model.optimizer`; "
-            "compile it with the new optimizer, and `warm_start(model, adam)`",
+            f"an optimizer whose statistics are not all 0. {_NOT_RESTORED}",
             given,
         )
 

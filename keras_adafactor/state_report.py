@@ -12,6 +12,9 @@ from keras_adafactor.kept_state import check_variables
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
+from keras_adafactor.step import ACCUMULATOR
+from keras_adafactor.step import AVERAGE
+from keras_adafactor.storage import Array
 from keras_adafactor.tables import dimensions
 from keras_adafactor.tables import lines_of_table
 
@@ -69,12 +72,25 @@ class StateReport:
 
     @property
     def adam_bytes(self) -> int:
-        """Bytes that Adam keeps for the same variables."""
+        """Bytes of the two averages that Adam keeps for the variables."""
         return ADAM_BYTES_PER_PARAMETER * self.parameters
 
     @property
     def bytes_per_parameter(self) -> float:
         return self.total_bytes / max(1, self.parameters)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of averages of weights, and of accumulated gradients.
+
+        They are as large with Adam, whose `adam_bytes` are without.
+        """
+        return sum(
+            Array(shape, (), dtype).nbytes
+            for row in self.rows
+            for name, (shape, dtype) in row.slots.items()
+            if name in (AVERAGE, ACCUMULATOR)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -123,6 +139,11 @@ class StateReport:
             f"({self.bytes_per_parameter:.4f} a parameter); Adam: "
             f"{self.adam_bytes:,} ({ADAM_BYTES_PER_PARAMETER})"
         )
+        if self.shared_bytes:
+            lines.append(
+                f"{self.shared_bytes:,} of them are averages of weights and "
+                "accumulated gradients, which Adam's are without"
+            )
         if self.uncounted:
             lines.append(
                 "not counted, of other optimizers: " + ", ".join(self.uncounted)

@@ -160,7 +160,10 @@ def test_report_counts_averages_and_accumulated_gradients():
         optimizer = Adafactor(**keywords)
         shape = (8, 4)
         variables = [keras.Variable(np.zeros(shape), dtype=dtype, name="w")]
-        (row,) = keras_adafactor.state_report(optimizer, variables).rows
+        report = keras_adafactor.state_report(optimizer, variables)
+        (row,) = report.rows
+        assert report.shared_bytes == (average + 4) * 32
+        assert f"{report.shared_bytes} of them" in str(report)
         assert row.state_bytes == 4 * (8 + 4) + (average + 4) * 32
         assert row.slots["average"] == (shape, dtype)
         assert row.slots["gradient_accumulator"] == (shape, "float32")

@@ -141,6 +141,26 @@ def test_relative_path_of_orbax_is_read(tmp_path, monkeypatch):
             warm_start(Adafactor(), wrong, model.trainable_variables)
 
 
+def test_orbax_checkpoint_of_a_sequential_is_read_as_its_error_says(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    path = tmp_path / "steps"
+    checkpoint = keras.callbacks.OrbaxCheckpoint(
+        str(path), save_on_background=False
+    )
+    source = fit(model_of("adam"), callbacks=[checkpoint])
+    expected = Adafactor()
+    warm_start(expected, source)
+    model = model_of(keras.optimizers.Adam(name=source.optimizer.name))
+    with pytest.raises(ValueError, match=r"`model\.load_weights\(director"):
+        warm_start(Adafactor(), path, model.trainable_variables)
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    adam = model.optimizer
+    model.compile(Adafactor(), "mse")
+    assert warm_start(model, adam).complete
+    check_equal(model.optimizer, expected)
+
+
 def test_custom_loss_of_a_file_is_asked_for(tmp_path):
     def custom(y_true, y_pred):
         return keras.ops.mean((y_true - y_pred) ** 2)
