@@ -173,14 +173,15 @@ def warm_start(
             `LossScaleOptimizer` or not; or a model compiled with it. Built if
             it is not.
         source: The optimizer that was trained with, or a model compiled with
-            it, of the same kinds; or the path of a `.keras` file, of an Orbax
-            checkpoint, or of a `.weights.h5` file.
+            it, of the same kinds; or the path of a `.keras` file or an Orbax
+            checkpoint, which Keras loads, or of a `.weights.h5` file.
         variables: List of variables, for an optimizer that is not built.
             Defaults to those of the model, or of a source that is no path.
         saved_by: For a `.weights.h5` file, which does not say what is in it:
-            an optimizer as the one it was saved with; built, if that had other
-            variables than `optimizer`. Defaults to `None`: of the class of
-            `optimizer`, of which keys that do not fit are left.
+            an optimizer as the one it was saved with, but for the learning
+            rate; built, if that had other variables than `optimizer`. Defaults
+            to `None`: of the class of `optimizer`, of which keys that do not
+            fit are left.
 
     Returns:
         `WarmStartReport`; `print` it, or read `rows` and `complete`.
