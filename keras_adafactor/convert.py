@@ -149,7 +149,8 @@ def _arguments_of(old, kind, settings, keep_learning_rate):
         units = _units_of(old, kind)
         names += ["learning_rate"]
         # Which FAdam divides as it does the gradient.
-        if kind is not keras_adafactor.FAdam:
+        fadam = keras_adafactor.FAdam
+        if (kind is fadam) == isinstance(old, fadam):
             names += ["weight_decay"]
     if ours and "weight_decay" in (*names, *settings):
         names += [EXCLUDED]
@@ -226,7 +227,8 @@ def main(arguments=None):
     if kept:
         print(f"kept of {report.source}: {_shown(kept)}")
     if left:
-        print(f"not kept: {_shown(left)}; see --keep_learning_rate")
+        hint = "" if given.keep_learning_rate else "; see --keep_learning_rate"
+        print(f"not kept: {_shown(left)}{hint}")
     print(
         f"{given.source}: {sizes[0]:,} bytes; "
         f"{given.destination}: {sizes[1]:,} bytes"

@@ -254,7 +254,7 @@ def load_checkpoint(path):
     """
     policy = keras.config.dtype_policy()
     try:
-        if path.suffix == ".keras" and _had_loss_scale_of_policy(path):
+        if path.is_file() and _had_loss_scale_of_policy(path):
             keras.config.set_dtype_policy("mixed_float16")
         return keras.models.load_model(path)
     except Exception as error:  # of Keras, h5py, zipfile, Orbax

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from keras_adafactor import Adafactor
+from keras_adafactor import FAdam
 from keras_adafactor import warm_start
 from keras_adafactor.convert import main
 from tests.probe import as_numpy
@@ -273,6 +274,15 @@ def test_relative_learning_rate_is_kept_by_who_has_one(tmp_path, capsys):
          "--optimizer", "adam", "--keep_learning_rate"]
     ) == 2  # fmt: skip
     assert "Adafactor is relative, which Adam has no" in capsys.readouterr().err
+
+
+def test_weight_decay_of_another_meaning_is_not_kept(tmp_path, capsys):
+    found, printed = converted(
+        tmp_path, capsys, FAdam(weight_decay=0.1), "--optimizer", "adafactor",
+        "--keep_learning_rate",
+    )  # fmt: skip
+    assert found.weight_decay is None
+    assert "not kept: weight_decay=0.1\n" in printed
 
 
 def test_file_of_a_float16_policy_has_its_loss_scale(tmp_path, capsys):
