@@ -260,10 +260,10 @@ def load_checkpoint(path):
     except Exception as error:  # of Keras, h5py, zipfile, Orbax
         # Before it stands the configuration of the model.
         said = str(error).rpartition("Exception encountered: ")[2]
-        said = " ".join(said.strip("\"'").split())
+        said = " ".join(said.strip("\"'").split()).rstrip(".")
         raise ValueError(
             "Argument `source` must be a checkpoint that Keras can load, which "
-            f"raised {type(error).__name__}: {said[:300]}\nName layers and "
+            f"raised {type(error).__name__}: {said[:300]}. Name layers and "
             "functions of your own in `with "
             "keras.saving.custom_object_scope({...}):`, or `--import` the "
             "module that registers them. Of Orbax, give the directory that "

@@ -169,9 +169,7 @@ def test_custom_loss_of_a_file_is_asked_for(tmp_path):
     model = model_of()
     model.compile("adam", custom)
     fit(model).save(path)
-    with pytest.raises(
-        ValueError, match=r"(?s)'custom'.*custom_object_scope\("
-    ):
+    with pytest.raises(ValueError, match=r"'custom'.*custom_object_scope\("):
         warm_start(Adafactor(), path, model.trainable_variables)
     with keras.saving.custom_object_scope({"custom": custom}):
         assert warm_start(Adafactor(), path, model.trainable_variables).complete
