@@ -294,6 +294,8 @@ def test_variables_without_elements_are_left_alone(row):
 
 @mains
 def test_float64_weights_keep_their_precision(row):
+    if harness.BACKEND == "jax":
+        pytest.skip("JAX makes them float32 unless `jax_enable_x64` is set")
     starts, gradients = dense_problems(row)
     found = harness.run(row.optimizer(), starts, gradients, "eager", "float64")
     for i, variable in enumerate(found):
