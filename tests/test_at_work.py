@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.optimizers import MAIN
+from tests.optimizers import MAIN_FIRST
 from tests.probe import as_numpy
 from tests.probe import fit
 from tests.probe import gradients
@@ -12,7 +12,7 @@ from tests.probe import probe_model
 from tests.probe import state
 
 BACKEND = keras.backend.backend()
-rows = pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
+rows = pytest.mark.parametrize("row", MAIN_FIRST, ids=lambda row: row.name)
 
 EVERYTHING = {
     "gradient_accumulation_steps": 2,

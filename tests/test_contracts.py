@@ -6,19 +6,13 @@ import pytest
 from keras import ops
 
 from tests import harness
+from tests.optimizers import MAIN_FIRST
 from tests.optimizers import TABLE
 
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 # What tells settings of one optimizer apart is held to the oracle; the shell
 # is the same for all.
-mains = pytest.mark.parametrize(
-    "row",
-    [
-        row if row.main else pytest.param(row, marks=pytest.mark.exhaustive)
-        for row in TABLE
-    ],
-    ids=lambda row: row.name,
-)
+mains = pytest.mark.parametrize("row", MAIN_FIRST, ids=lambda row: row.name)
 # Eager steps are held to the compiled ones below: each takes as long as a
 # compiled run of twenty.
 COMPILED = harness.MODES[1:] or harness.MODES

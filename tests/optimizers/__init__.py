@@ -5,6 +5,8 @@ its `STATE_BYTES` (optimizer, shape, bytes), and `golden`, which makes it for a
 case of `tests/golden`.
 """
 
+import pytest
+
 from tests.optimizers import adafactor
 from tests.optimizers import adalayer
 from tests.optimizers import came
@@ -37,6 +39,11 @@ OPTIMIZERS = (
 )
 TABLE = [row for optimizer in OPTIMIZERS for row in optimizer.ROWS]
 MAIN = [row for row in TABLE if row.main]
+# For what takes long: the other settings are run by hand.
+MAIN_FIRST = [
+    row if row.main else pytest.param(row, marks=pytest.mark.exhaustive)
+    for row in TABLE
+]
 STATE_BYTES = [case for o in OPTIMIZERS for case in o.STATE_BYTES]
 # Family in `tests/golden` -> `(arguments, hyper) -> optimizer`.
 GOLDEN_MAKERS = {

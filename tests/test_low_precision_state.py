@@ -1,12 +1,16 @@
-"""Momentum in 8 bits where rows of a variable differ in size by four decades.
+"""State in less than float32.
 
-As those of an embedding do: rare tokens, and frequent ones.
+Rows of a variable differ in size by four decades, as those of an embedding do:
+rare tokens, and frequent ones.
 """
 
+import keras
 import numpy as np
 import pytest
 
 from keras_adafactor import CAME
+from keras_adafactor import COAP
+from keras_adafactor import SMMF
 from keras_adafactor import SOAP
 from keras_adafactor import Adafactor
 from keras_adafactor import Adalayer
@@ -14,6 +18,9 @@ from keras_adafactor import FAdam
 from keras_adafactor import SubsetNorm
 from keras_adafactor import SubspaceMomentum
 from tests import harness
+from tests.probe import fit
+from tests.probe import probe_model
+from tests.probe import state
 
 ROWS = {
     "Adafactor": (Adafactor, {"beta_1": 0.9}),
@@ -63,3 +70,40 @@ def test_steps_are_those_of_float32(name, tall):
     assert np.linalg.norm(rounded[-1] - exact[-1]) < 0.05 * distance
     largest_exact, largest = (np.abs(np.diff(x, axis=0)).max() for x in found)
     assert largest < 1.2 * largest_exact
+
+
+LESS = {
+    **{
+        f"{name}, int8": (make, {**arguments, "momentum_dtype": "int8"})
+        for name, (make, arguments) in ROWS.items()
+    },
+    "SOAP, bfloat16": (
+        SOAP,
+        {"momentum_dtype": "bfloat16", "second_moment_dtype": "bfloat16"},
+    ),
+    "COAP, int8": (COAP, {"rank": 80, "state_dtype": "int8"}),
+    "COAP, bfloat16": (COAP, {"rank": 80, "state_dtype": "bfloat16"}),
+    "COAP of Adafactor, int8": (
+        COAP,
+        {"rank": 80, "state_dtype": "int8", "variant": "adafactor"},
+    ),
+    "SMMF, three states": (SMMF, {"zero_sign": True}),
+}
+
+
+@pytest.mark.parametrize("name", LESS)
+def test_what_is_kept_in_less_goes_on_bit_for_bit(name, tmp_path):
+    make, arguments = LESS[name]
+    given = gradients((192, 256), 0)
+    start = {"w": np.zeros((192, 256), "float32")}
+    model = probe_model(start, make(**arguments))
+    fit(model, {"w": given[:5]})
+    model.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    for each in (model, resumed):
+        fit(each, {"w": given[5:8]})
+    ours, theirs = state(model), state(resumed)
+    small = {"int8", "uint8", "bfloat16"}
+    assert small & {slot.dtype for slot in model.optimizer.variables}
+    for (slot, x), (_, y) in zip(ours.items(), theirs.items(), strict=True):
+        np.testing.assert_array_equal(x, y, slot)
