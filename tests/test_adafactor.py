@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_adafactor import Adafactor
 from keras_adafactor import AxisGroups
+from keras_adafactor.functional import quantization
 from tests import harness
 from tests import oracles
 from tests.harness import rms
