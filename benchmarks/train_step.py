@@ -13,7 +13,6 @@ Prints a table and writes `results/train_step_<backend>.json` beside this file.
 
 import argparse
 import contextlib
-import dataclasses
 import math
 import statistics
 import tempfile
@@ -37,7 +36,7 @@ BACKENDS = ("tensorflow", "jax")
 def training_step(job):
     """A function that trains on one and the same batch."""
     batches = batching.train_dataset(job.training_data, job.plan, steps=1)
-    (batch,) = (tuple(parts) for parts in batches)
+    (batch,) = batches.as_numpy_iterator()
     return lambda: job.model.train_on_batch(*batch)
 
 
@@ -46,14 +45,8 @@ def measure(rounds, work_dir):
     takers, first = {}, {}
     with contextlib.ExitStack() as opened:
         for name in optimizers.OF_EXAMPLE:
-            run = family.Run("adam", 0, family.SEEDS[0], False)
+            run = family.Run(name, 0, family.SEEDS[0], False)
             config = family.configure(run, "base", None, work_dir)
-            config = dataclasses.replace(
-                config,
-                optimizer=name,
-                learning_rate=1e-4,
-                run_dir=f"{work_dir}/{name}",
-            )
             with contextlib.redirect_stdout(None):
                 job = opened.enter_context(prepared(config))
             parameters = sum(
