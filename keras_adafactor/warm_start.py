@@ -107,7 +107,7 @@ class WarmStartReport:
         lines.append(
             f"{self.source} -> {self.optimizer} at step {self.iterations:,}: "
             f"{self.source_bytes:,} bytes of state -> {self.state_bytes:,}. "
-            "The learning rate is the optimizer's own."
+            f"The learning rate is that given to {self.optimizer}."
         )
         if self.unused_variables:
             lines.append(
