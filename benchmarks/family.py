@@ -8,8 +8,8 @@ Every optimizer takes equal steps on equal batches. Its learning rate is the
 best of a ladder of factors of two, by the validation loss of the first seed.
 The ladder begins around the recipe's rate, on Multi30k and for `big` around
 the best of the synthetic corpus and of `base`, and grows where the best is its
-end. With the best the
-optimizer then trains on all seeds and translates the test sentences.
+end. With the best the optimizer then trains on all seeds and translates the
+test sentences.
 
 `base` and `big` are the synthetic corpus and a Transformer of that preset, in
 few and small batches, after which nothing can be translated: whether a rate is

@@ -184,9 +184,7 @@ class SubspaceMomentum(UpdateRuleOptimizer):
         basis = StateSpec((sizes[axis], self.rank), (axes[axis], None))
         if self.basis in INDEX_KINDS:
             basis = StateSpec((self.rank,), (None,), "int32")
-        apart = ()
-        if self.subsets == "heuristic":
-            apart = (0,) if sizes[0] >= sizes[1] else (1,)
+        apart = subset_moment.apart(tuple(sizes), self.subsets)
         sizes[axis], axes[axis] = self.rank, None
         m = StateSpec(tuple(sizes), tuple(axes), refreshed=True, apart=apart)
         return {
