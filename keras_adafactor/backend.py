@@ -103,13 +103,20 @@ if keras.backend.backend() == "tensorflow":
             return tf.convert_to_tensor(gradient)
         return gradient
 
-    def ensure_shape(gradient, shape):
-        """The gradient, if it has the shape, which is static from here on."""
-        return tf.ensure_shape(gradient, shape)
+    def may_have_shape(gradient, shape):
+        """Whether a tensor has a shape, as far as that is known."""
+        return gradient.shape.is_compatible_with(shape)
 
-    def has_static_shape(gradient):
-        """Whether every size of a tensor is known while it is traced."""
-        return gradient.shape.is_fully_defined()
+    def with_static_shape(gradient, shape):
+        """The gradient, whose shape is static from here on.
+
+        `tf.ensure_shape` would compare every size, but make what XLA compiles
+        a program of dynamic shapes: with dropout in the model, a step half as
+        long again.
+        """
+        if gradient.shape.is_fully_defined():
+            return gradient
+        return tf.reshape(gradient, shape)
 
     def select(condition, if_true, if_false):
         """One of two tensors of one shape, by a boolean scalar.
@@ -190,11 +197,11 @@ else:
         # `BCOO` of JAX.
         return gradient.todense() if _is_sparse(gradient) else gradient
 
-    def ensure_shape(gradient, shape):
-        return gradient
+    def may_have_shape(gradient, shape):
+        return tuple(gradient.shape) == shape
 
-    def has_static_shape(gradient):
-        return True
+    def with_static_shape(gradient, shape):
+        return gradient
 
     def select(condition, if_true, if_false):
         if _is_known(condition):

@@ -670,12 +670,10 @@ def _check_fallback(fallback):
 
 def _of_shape(gradient, variable):
     shape = tuple(variable.shape)
-    given = tuple(gradient.shape)
-    # In a TensorFlow graph a size, or their number, may be unknown.
-    known = backend.has_static_shape(gradient)
-    if known and given != shape:
+    if not backend.may_have_shape(gradient, shape):
         raise ValueError(
             f"The gradient of variable '{path_of(variable)}' must be of its "
-            f"shape {shape}. Received: shape={given}"
+            f"shape {shape}. Received: shape={tuple(gradient.shape)}"
         )
-    return gradient if known else backend.ensure_shape(gradient, shape)
+    # In a TensorFlow graph a size, or their number, may be unknown.
+    return backend.with_static_shape(gradient, shape)

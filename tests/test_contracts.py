@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_adafactor import Adafactor
 from tests import harness
 from tests.optimizers import MAIN_FIRST
 from tests.optimizers import TABLE
@@ -337,3 +338,44 @@ def test_a_gradient_of_unknown_static_shape_is_one_like_any_other(row):
         tf.constant(g)
     )
     np.testing.assert_array_equal(*harness.values([variable, expected]))
+
+
+@pytest.mark.skipif(
+    harness.BACKEND != "tensorflow", reason="TensorFlow's graphs alone"
+)
+def test_a_gradient_of_unknown_static_shape_makes_no_dynamic_program():
+    """XLA knows all shapes: asked by TensorFlow whether, it forgets them.
+
+    A program of dynamic shapes is compiled with fewer optimizations.
+    """
+    import tensorflow as tf  # noqa: PLC0415
+
+    x, (g,) = harness.problem((6, 4), steps=1)
+    optimizer, variable = Adafactor(), keras.Variable(x)
+    optimizer.build([variable])
+    unknown = tf.TensorSpec((None, None), "float32")
+
+    @tf.function(jit_compile=True)
+    def step(g):
+        # Of a gradient that is made there, sizes are known to XLA alone.
+        optimizer.apply([tf.function(tf.identity, [unknown])(g)])
+
+    hlo = step.experimental_get_compiler_ir(tf.constant(g))(stage="hlo")
+    assert "f32[6,4]" in hlo
+    assert "set-dimension-size" not in hlo
+
+
+@pytest.mark.skipif(
+    harness.BACKEND != "tensorflow", reason="TensorFlow's graphs alone"
+)
+@pytest.mark.parametrize("sizes", [(None, 5), (None,)], ids=str)
+def test_a_gradient_that_cannot_have_the_shape_is_named(sizes):
+    import tensorflow as tf  # noqa: PLC0415
+
+    optimizer, variable = Adafactor(), keras.Variable(np.ones((6, 4)), name="w")
+    optimizer.build([variable])
+    spec = tf.TensorSpec(sizes, "float32")
+    with pytest.raises(ValueError, match=r"'w' must be of its shape \(6, 4\)"):
+        tf.function(
+            lambda g: optimizer.apply([g]), input_signature=[spec]
+        ).get_concrete_function()
