@@ -355,10 +355,9 @@ def test_a_gradient_of_unknown_static_shape_makes_no_dynamic_program():
     optimizer.build([variable])
     unknown = tf.TensorSpec((None, None), "float32")
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, input_signature=[unknown])
     def step(g):
-        # Of a gradient that is made there, sizes are known to XLA alone.
-        optimizer.apply([tf.function(tf.identity, [unknown])(g)])
+        optimizer.apply([g])
 
     hlo = step.experimental_get_compiler_ir(tf.constant(g))(stage="hlo")
     assert "f32[6,4]" in hlo
