@@ -571,6 +571,41 @@ def test_sharded_step_of_every_optimizer_exchanges_no_weight(row):
     assert all(size <= smallest for _, size in arrays(found))
 
 
+# Of a step with a refresh: the largest array that comes out of an exchange, in
+# bytes, and how many exchanges there are, scalars apart.
+REFRESHES = {
+    # The table times the 256 vectors of its sketch, which is decomposed whole.
+    "coap": (4 * 8192 * 256, 135),
+    # A sixteenth of the heads, as in every step; bases are of 32 and 64.
+    "soap": (4 * 512 * 32, 36),
+    # The Gram matrix of the smaller axis of the table or the kernel.
+    "subspace_momentum": (4 * 512 * 512, 37),
+}
+
+
+@only_jax
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            # It takes as long as all the others.
+            marks=[pytest.mark.exhaustive] if row.name == "coap" else [],
+            id=row.name,
+        )
+        for row in MAIN
+        if row.name in REFRESHES
+    ],
+)
+def test_sharded_refresh_exchanges_no_weight_but_for_a_sketch(row):
+    make = functools.partial(row.optimizer, **row.on_tpu)
+    _, found = sharded_optimizer_step(refreshing(make, due=True))
+    found = arrays(found)
+    largest = max(size for _, size in found)
+    assert (largest, sum(found.values())) == REFRESHES[row.name]
+    assert largest < 4 * math.prod(SHAPES["table"])
+
+
 @only_jax
 def test_sharded_int8_momentum_gathers_scales_only():
     _, found = sharded_optimizer_step(
