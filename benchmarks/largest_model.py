@@ -31,8 +31,8 @@ SLICES = {
         {
             "adam": 6,
             "keras_adafactor": 9,
-            "adafactor": 13,
-            "adafactor@bfloat16": 28,
+            "adafactor": 14,
+            "adafactor@bfloat16": 26,
         },
     ),
     "v5e:4x4, 16 chips, width 16,384": (
