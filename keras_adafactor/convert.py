@@ -16,9 +16,9 @@ import keras_adafactor
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import deserialize
-from keras_adafactor.kept_state import load_checkpoint
-from keras_adafactor.kept_state import opened
 from keras_adafactor.optimizer import UpdateRuleOptimizer
+from keras_adafactor.sources import load_checkpoint
+from keras_adafactor.sources import opened
 from keras_adafactor.warm_start import warm_start
 
 OURS = {

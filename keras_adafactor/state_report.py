@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 
-from keras_adafactor.kept_state import check_variables
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
+from keras_adafactor.sources import check_variables
 from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
 from keras_adafactor.storage import Array

@@ -17,16 +17,17 @@ from keras_adafactor import saved_state
 from keras_adafactor.arguments import check
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.kept_state import KeptState
-from keras_adafactor.kept_state import check_variables
-from keras_adafactor.kept_state import compiled
-from keras_adafactor.kept_state import load_checkpoint
-from keras_adafactor.kept_state import opened
-from keras_adafactor.kept_state import path_in
-from keras_adafactor.kept_state import state_in_weights_file
-from keras_adafactor.kept_state import trained
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.rule import letter_of
 from keras_adafactor.rule import noise_key
+from keras_adafactor.sources import check_usable
+from keras_adafactor.sources import check_variables
+from keras_adafactor.sources import compiled
+from keras_adafactor.sources import load_checkpoint
+from keras_adafactor.sources import opened
+from keras_adafactor.sources import path_in
+from keras_adafactor.sources import state_in_weights_file
+from keras_adafactor.sources import trained
 from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
 from keras_adafactor.step import COUNT
@@ -235,7 +236,7 @@ def warm_start(
         if path is not None:
             origin = trained(load_checkpoint(path), str(source))
         state = KeptState.of(origin)
-    state.check_usable(source)
+    check_usable(state, source)
     if not target.built:
         if isinstance(target, UpdateRuleOptimizer):
             saved_state.forget_waiting(target)
