@@ -71,6 +71,28 @@ if keras.backend.backend() == "torch":
             result *= factor
         return result
 
+    def subtract(x, delta, kept):
+        """`x - delta`, in the array of `delta` unless it is needed.
+
+        A new one takes as long again, as its memory is new.
+
+        Args:
+            x: Tensor.
+            delta: Tensor, which may be lost.
+            kept: Iterable of tensors that must stay what they are.
+        """
+        if (
+            torch.compiler.is_compiling()
+            or not delta.is_contiguous()
+            or (delta.shape, delta.dtype) != (x.shape, x.dtype)
+            or _memory(delta) in map(_memory, (x, *kept))
+        ):
+            return x - delta
+        return torch.sub(x, delta, out=delta)
+
+    def _memory(tensor):
+        return tensor.untyped_storage().data_ptr()
+
     def _is_known(condition):
         """Whether to look at a boolean is free: it is here, and not traced."""
         return condition.device.type == "cpu" and not (
@@ -85,6 +107,9 @@ else:
 
     def product(x, *factors):
         return math.prod(factors, start=x)
+
+    def subtract(x, delta, kept):
+        return x - delta
 
     def _is_known(condition):
         return False

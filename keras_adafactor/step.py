@@ -138,7 +138,8 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
         x = x - x * (plan.decay * step.lr)
     state = _decode(plan, slots, dtype)
     delta, new_state = plan.rule.update_rule(g, x, state, step)
-    x = x - delta
+    kept = (g, before, *slots.values(), *state.values(), *new_state.values())
+    x = backend.subtract(x, delta, kept)
     if plan.decay and plan.rule.weight_decay_order == "after":
         x = x - x * (plan.decay * step.lr)
     new = _encode(plan, state, new_state, step)

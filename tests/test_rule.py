@@ -54,6 +54,39 @@ def spoiled(g, bad):
     return g
 
 
+# What a rule returns.
+
+
+class Returned(Rule):
+    """Returns as the step what it was given, or keeps."""
+
+    def __init__(self, what, **kwargs):
+        super().__init__(**kwargs)
+        self.what = what
+
+    def state_spec(self, shape, path):
+        return {"old": StateSpec.like(shape), "new": StateSpec.like(shape)}
+
+    def update_rule(self, g, x, state, step):
+        new = state["new"] + g
+        found = {"g": g, "x": x, "old": state["old"], "new": new}
+        return ops.reshape(found[self.what], x.shape), state | {"new": new}
+
+
+@pytest.mark.parametrize("what", ["g", "x", "old", "new"])
+def test_the_step_may_be_what_a_rule_was_given_or_keeps(what):
+    optimizer = Returned(what)
+    variable, step = stepper(optimizer)
+    g = ops.convert_to_tensor(G)
+    step(g)
+    taken = {"g": G, "x": MATRIX, "old": np.zeros_like(G), "new": G}[what]
+    np.testing.assert_array_equal(value(variable), MATRIX - taken)
+    np.testing.assert_array_equal(ops.convert_to_numpy(g), G)
+    slots = slots_of(optimizer)
+    np.testing.assert_array_equal(slots["old"], np.zeros_like(G))
+    np.testing.assert_array_equal(slots["new"], G)
+
+
 # The guard.
 
 
