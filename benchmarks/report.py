@@ -242,9 +242,14 @@ def _slices():
 def slices():
     """What a chip of each slice holds and computes."""
     found = _slices()
-    counts = sorted({chips for chips, _ in found})
+    names = list(optimizers.OF_EXAMPLE.values())
+    counts = [
+        chips
+        for chips in sorted({chips for chips, _ in found})
+        if all((chips, name) in found for name in names)
+    ]
     rows = []
-    for name in optimizers.OF_EXAMPLE.values():
+    for name in names:
         cells = [f"`{name}`"]
         for chips in counts:
             row, adam = found[chips, name], found[chips, "keras.Adam"]
@@ -255,7 +260,7 @@ def slices():
         rows.append(cells)
     header = ["GiB of a chip; cycles over Adam's"]
     header += [f"{chips} chips" for chips in counts]
-    return tables.markdown(header, rows) if found else ""
+    return tables.markdown(header, rows) if counts else ""
 
 
 def in_short():
@@ -266,7 +271,7 @@ def in_short():
         for backend in train_step.BACKENDS
     }
     chip = {name: row for (chips, name), row in _slices().items() if chips == 1}
-    if not (all(whole.values()) and chip):
+    if not all(whole.values()) or set(chip) < set(names.values()):
         return ""
     kept = state_bytes.rows()
     held = {

@@ -11,7 +11,8 @@ Then the training step of the translation model `base`, 32 rows a chip, fully
 sharded over 1 to 256 chips, compiled by the TPU compiler; nothing is run on a
 TPU.
 
-Writes `results/scaling.json` and `results/scaling.png` beside this file.
+Writes `results/scaling.json` beside this file after each, and
+`results/scaling.png` at the end: the same command goes on where it was stopped.
 """
 
 import argparse
@@ -113,41 +114,56 @@ def in_a_new_process(name, size):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def sizes(every):
-    """A dict for each optimizer and size; prints it."""
+def sizes(every, rows, measured):
+    """Measures what is not among the rows: every optimizer at every size.
+
+    Args:
+        every: Numbers of parameters.
+        rows: List of dicts, added to.
+        measured: Is called after each.
+    """
+    done = {(row["optimizer"], row["size"]) for row in rows}
     _, missing = optimizers.peers("jax")
-    print(f"{'optimizer':18} {'parameters':>14} {'ms':>9} first  memory")
-    rows = []
     for size in every:
         for name in OPTIMIZERS:
             if name in missing:
                 print(f"{name:18} is not installed")
                 continue
-            row = in_a_new_process(name, size)
+            if (name, size) in done:
+                continue
+            row = {"size": size, **in_a_new_process(name, size)}
             rows.append(row)
+            measured()
             print(f"{name:18} {row['parameters']:14,} ", end="")
             if "failed" in row:
                 print("failed", flush=True)
                 continue
             print(
-                f"{row['milliseconds']:9.2f} {row['first_seconds']:5.1f} s "
+                f"{row['milliseconds']:9.2f} ms  first "
+                f"{row['first_seconds']:5.1f} s "
                 f"{row['held_bytes'] / row['parameters']:6.2f} bytes a "
                 "parameter, process "
                 f"{row['peak_resident_bytes'] / 2**30:.2f} GiB",
                 flush=True,
             )
-    return rows
 
 
-def chips():
-    """What a chip of each slice holds, by the TPU compiler."""
+def chips(rows, measured):
+    """Asks the TPU compiler what a chip of each slice holds and computes.
+
+    Args:
+        rows: List of dicts, added to.
+        measured: Is called after each.
+    """
     from tpu_scripts import precompile  # noqa: PLC0415
     from tpu_scripts import tpu_compiler  # noqa: PLC0415
 
-    rows = []
+    done = {(row["optimizer"], row["chips"]) for row in rows}
     for topology in TOPOLOGIES:
         count = tpu_compiler.chips(topology)
         for optimizer in COMPILED:
+            if (optimizer, count) in done:
+                continue
             request, names, values = precompile.parse(
                 [
                     "precompile",
@@ -159,7 +175,7 @@ def chips():
             )
             answer = precompile.run(request, names, values.search)
             rows.append({"chips": count, **answer["results"][0]})
-    return rows
+            measured()
 
 
 def draw(result, path):
@@ -219,12 +235,19 @@ def main():
         name, size = options.one
         print(json.dumps(measure(name, int(size))))
     elif options.quick:
-        sizes(QUICK_SIZES)
+        sizes(QUICK_SIZES, [], lambda: None)
     else:
-        result = {"sizes": sizes(SIZES), "chips": chips()}
-        path = records.save("scaling", result)
-        draw(result, path.with_suffix(".png"))
-        print(f"written to {path} and {path.with_suffix('.png')}")
+        before = records.load("scaling")
+        result = {part: before.get(part, []) for part in ("sizes", "chips")}
+
+        def measured():
+            records.save("scaling", result)
+
+        sizes(SIZES, result["sizes"], measured)
+        chips(result["chips"], measured)
+        path = records.path("scaling").with_suffix(".png")
+        draw(result, path)
+        print(f"written to {path.with_suffix('.json')} and {path.name}")
 
 
 if __name__ == "__main__":
