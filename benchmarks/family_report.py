@@ -9,7 +9,6 @@ Adafactor alone, `..._time.png` beside this file. The tables of
 
 import argparse
 import itertools
-import math
 import statistics
 
 from matplotlib.figure import Figure
@@ -174,6 +173,24 @@ def plot_losses(results, title, path):
     figure.savefig(path, format="png", dpi=120)
 
 
+def apart(values, gap):
+    """Sorted numbers, moved as little as it takes to be `gap` apart."""
+    groups = []
+    for value in values:
+        group = [value]
+        while groups and (
+            statistics.mean(group) - statistics.mean(groups[-1])
+            < gap * (len(group) + len(groups[-1])) / 2
+        ):
+            group = groups.pop() + group
+        groups.append(group)
+    return [
+        statistics.mean(group) + gap * (i - (len(group) - 1) / 2)
+        for group in groups
+        for i in range(len(group))
+    ]
+
+
 def plot_bleu(results, title, path):
     """BLEU against bytes of state, a point an optimizer.
 
@@ -196,9 +213,17 @@ def plot_bleu(results, title, path):
     below = [
         f"{LABELS[name]} {mean:.0f}" for mean, name in points if mean <= least
     ]
-    lowest, highest = shown[0][0], shown[-1][0]
-    line = 0.045 * (highest - lowest + 10)
-    top_of_column = -math.inf
+    in_column = [
+        (mean, name)
+        for mean, name in shown
+        if 1 < bytes_a_parameter(finals(results)[name][0]) < COLUMN
+    ]
+    line = 0.055 * (shown[-1][0] - shown[0][0])
+    heights = apart([mean for mean, _ in in_column], line)
+    column = {
+        name: height
+        for (_, name), height in zip(in_column, heights, strict=True)
+    }
     for mean, name in shown:
         runs = finals(results)[name]
         scores = [bleu(run) for run in runs]
@@ -213,9 +238,8 @@ def plot_bleu(results, title, path):
             capsize=3,
         )
         at = 1.25 * size, mean
-        if 1 < size < COLUMN:
-            top_of_column = max(mean, top_of_column + line)
-            at = COLUMN, top_of_column
+        if name in column:
+            at = COLUMN, column[name]
         axes.annotate(
             LABELS[name],
             (size, mean),

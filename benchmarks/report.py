@@ -340,6 +340,11 @@ TABLES = (
         lambda: family_report.table(family.load("synthetic")),
     ),
     Table(
+        "docs/which_optimizer.md",
+        "family multi30k",
+        lambda: family_report.table(family.load("multi30k")),
+    ),
+    Table(
         "docs/coming_from_adam.md",
         "change synthetic",
         lambda: change_optimizer.table("synthetic"),
