@@ -271,7 +271,7 @@ def in_short():
         for backend in train_step.BACKENDS
     }
     chip = {name: row for (chips, name), row in _slices().items() if chips == 1}
-    if not all(whole.values()) or set(chip) < set(names.values()):
+    if not (all(whole.values()) and set(names.values()) <= set(chip)):
         return ""
     kept = state_bytes.rows()
     held = {

@@ -242,7 +242,9 @@ def test_still_moves_and_still_listens_at_a_million_steps(row):
 @mains
 def test_compiled_steps_equal_eager_steps(row):
     starts, gradients = dense_problems(row, steps=3)
-    some = slice(None, None, 3)
+    # A sketch has noise by position: how far it separates singular values, and
+    # with them what backends agree on, is known of all shapes together.
+    some = slice(None, None, 3 if row.main else 1)
     starts, gradients = starts[some], [step[some] for step in gradients]
     eager, *compiled = [
         harness.values(harness.run(row.optimizer(), starts, gradients, mode))
