@@ -269,7 +269,7 @@ def _rounded(plan, value, dtype, iteration, salt):
 
 
 def _has_finite_square(g):
-    return ops.isfinite(ops.sum(ops.square(g)))
+    return ops.isfinite(backend.sum_of_squares(g))
 
 
 def have_finite_squares(gradients):

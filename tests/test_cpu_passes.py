@@ -1,7 +1,8 @@
-"""What the step writes to memory, in the program that XLA makes for a CPU.
+"""What the step writes to memory on a CPU.
 
 A value of full size that is not fused into the sum that needs it costs as much
-time as two sums. Counted in the optimized program, which is deterministic.
+time as two sums. Counted in the program that XLA has optimized, or in the graph
+that TensorFlow runs without it, which are deterministic.
 """
 
 import re
@@ -59,3 +60,30 @@ def written(program, shape):
 def test_only_the_weight_is_written_and_on_jax_the_update(shape):
     found = written(compiled_step(shape), shape)
     assert len(found) == (1 if keras.backend.backend() == "tensorflow" else 2)
+
+
+def made_by_graph(optimizer, shape):
+    """Types of the operations that make an array of the shape."""
+    import tensorflow as tf  # noqa: PLC0415
+
+    optimizer.build([keras.Variable("ones", shape=shape, dtype="float32")])
+    function = tf.function(lambda g: optimizer.apply([g]), autograph=False)
+    graph = function.get_concrete_function(tf.ones(shape)).graph
+    given = ("Placeholder", "ReadVariableOp", "Identity", "IdentityN")
+    return [
+        operation.type
+        for operation in graph.get_operations()
+        if operation.type not in (*given, "Reshape")
+        and any(tuple(o.shape) == shape for o in operation.outputs)
+    ]
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="XLA is not optional"
+)
+@pytest.mark.parametrize("shape", [(1024, 512), (256, 8, 64)])
+def test_a_graph_squares_once_and_makes_fewer_arrays_than_adam(shape):
+    made = made_by_graph(Adafactor(), shape)
+    assert made.count("Square") == 1
+    assert len(made) == 6
+    assert len(made_by_graph(keras.optimizers.Adam(), shape)) == 9

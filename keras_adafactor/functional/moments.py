@@ -42,11 +42,10 @@ def ema(average, value, rate):
         if rate < 0.5:
             return average + rate * (value - average)
         return value + (1.0 - rate) * (average - value)
-    return ops.where(
-        rate < 0.5,
-        average + rate * (value - average),
-        value + (1.0 - rate) * (average - value),
-    )
+    near = rate < 0.5
+    begin = backend.select(near, average, value)
+    end = backend.select(near, value, average)
+    return begin + ops.where(near, rate, 1.0 - rate) * (end - begin)
 
 
 def power_decay_rate(t, exponent):
