@@ -91,7 +91,7 @@ BENCHMARKS = {
     ),
     "paper_claims": Benchmark(
         "what becomes unstable without momentum, and what cures it",
-        "2.5 hours",
+        "2 hours",
     ),
     "data_input": Benchmark(
         "how fast 4.5 million pairs become batches", "a quarter of an hour"

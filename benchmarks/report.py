@@ -19,6 +19,7 @@ from benchmarks import family
 from benchmarks import family_report
 from benchmarks import learning_rates
 from benchmarks import optimizers
+from benchmarks import paper_claims
 from benchmarks import records
 from benchmarks import refresh_cost
 from benchmarks import state_bytes
@@ -356,6 +357,13 @@ TABLES = (
     ),
     Table("docs/coming_from_adam.md", "learning rates", learning_rates.table),
     Table("docs/coming_from_adam.md", "preset rates", family_report.rates),
+    Table("docs/paper_claims.md", "paper claims", paper_claims.table),
+    Table(
+        "docs/paper_claims.md",
+        "expected and seen",
+        paper_claims.table_of_claims,
+    ),
+    Table("docs/paper_claims.md", "scales", paper_claims.table_of_scales),
 )
 
 

@@ -113,7 +113,7 @@ def timed(takers, rounds):
     return seconds
 
 
-def ratio(samples, baseline, column):
+def _ratio(samples, baseline, column):
     """Median over the rounds of one to the other, so that drift cancels."""
     return statistics.median(
         mine[column] / other[column]
@@ -121,29 +121,46 @@ def ratio(samples, baseline, column):
     )
 
 
+def compared(seconds, baselines):
+    """Medians of what `timed` returned, and over those of some of the names.
+
+    Args:
+        seconds: As returned.
+        baselines: Dict from what a baseline is called to its name.
+
+    Returns:
+        Dict from the name to a dict that JSON can hold.
+    """
+    rows = {}
+    for name, samples in seconds.items():
+        clock, processors = zip(*samples, strict=True)
+        rows[name] = {
+            "milliseconds": 1e3 * statistics.median(clock),
+            "cpu_milliseconds": 1e3 * statistics.median(processors),
+        }
+        for key, baseline in baselines.items():
+            if baseline in seconds:
+                other = seconds[baseline]
+                rows[name][f"over_{key}"] = _ratio(samples, other, 0)
+                rows[name][f"cpu_over_{key}"] = _ratio(samples, other, 1)
+    return rows
+
+
 def measure(names, shapes, mode, rounds):
     """A dict for each optimizer: its time, bytes and ratios."""
     started, first = start(starters(names, mode), shapes, mode)
     seconds = timed({name: s.take for name, s in started.items()}, rounds)
-    rows = []
-    for name, samples in seconds.items():
-        clock, processors = zip(*samples, strict=True)
-        row = {
+    return [
+        {
             "mode": mode,
             "optimizer": name,
-            "milliseconds": 1e3 * statistics.median(clock),
-            "cpu_milliseconds": 1e3 * statistics.median(processors),
             "first_seconds": first[name],
             "state_bytes": started[name].state_bytes,
             "temporary_bytes": started[name].temporary_bytes,
+            **row,
         }
-        for key, baseline in BASELINES.items():
-            if baseline in seconds:
-                other = seconds[baseline]
-                row[f"over_{key}"] = ratio(samples, other, 0)
-                row[f"cpu_over_{key}"] = ratio(samples, other, 1)
-        rows.append(row)
-    return rows
+        for name, row in compared(seconds, BASELINES).items()
+    ]
 
 
 def show(rows, parameters):

@@ -14,7 +14,6 @@ Prints a table and writes `results/train_step_<backend>.json` beside this file.
 import argparse
 import contextlib
 import math
-import statistics
 import tempfile
 import time
 
@@ -24,12 +23,11 @@ from benchmarks import family
 from benchmarks import optimizers
 from benchmarks import records
 from benchmarks import tables
-from benchmarks.step_time import ratio
+from benchmarks.step_time import compared
 from benchmarks.step_time import timed
 from examples.translation import batching
 from examples.translation.train import prepared
 
-BASELINE = "adam"
 BACKENDS = ("tensorflow", "jax")
 
 
@@ -58,19 +56,15 @@ def measure(rounds, work_dir):
             first[name] = time.perf_counter() - began
             print(f"  {name}, first {first[name]:.0f} s", flush=True)
         seconds = timed(takers, rounds)
-    rows = []
-    for name, samples in seconds.items():
-        rows.append(
-            {
-                "optimizer": optimizers.OF_EXAMPLE[name],
-                "parameters": parameters,
-                "milliseconds": 1e3 * statistics.median(s for s, _ in samples),
-                "first_seconds": first[name],
-                "over_adam": ratio(samples, seconds[BASELINE], 0),
-                "cpu_over_adam": ratio(samples, seconds[BASELINE], 1),
-            }
-        )
-    return rows
+    return [
+        {
+            "optimizer": optimizers.OF_EXAMPLE[name],
+            "parameters": parameters,
+            "first_seconds": first[name],
+            **row,
+        }
+        for name, row in compared(seconds, {"adam": "adam"}).items()
+    ]
 
 
 def load(backend):

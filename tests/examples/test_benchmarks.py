@@ -1,5 +1,6 @@
 """What the benchmarks do when they are only asked what they do."""
 
+import math
 import re
 import subprocess
 import sys
@@ -176,6 +177,27 @@ def test_rescaled_embeddings_are_the_same_function():
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(model(features)), before, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ahead", "found"),
+    [
+        ([1.0, 1.2], [1.3, 1.4], True, "yes"),
+        ([1.0, 1.3], [1.3, 1.4], True, "**no**: level"),
+        ([1.5, 1.6], [1.3, 1.4], True, "**no**: behind"),
+        ([1.0, 1.3], [1.2, 1.4], False, "yes"),
+        ([1.0, 1.2], [1.3, math.inf], False, "**no**: ahead"),
+        ([1.5, math.inf], [1.3, 1.4], False, "**no**: behind"),
+    ],
+)
+def test_order_is_seen_where_every_seed_has_it(one, other, ahead, found):
+    assert paper_claims.seen(one, other, ahead) == found
+
+
+def test_every_claim_is_of_runs_that_are_made():
+    made = {(run.row, run.warm, run.scale) for run in paper_claims.RUNS}
+    for claim in paper_claims.CLAIMS:
+        assert {tuple(claim.one), tuple(claim.other)} <= made
 
 
 def test_measured_input_is_small_and_starts_fast():
