@@ -291,6 +291,8 @@ def _after(variables, tensor):
 
 def mean(x, axes):
     """Mean over some axes, which are dropped."""
+    if not axes:
+        return x
     if _runs_kernels(x):
         leading = tuple(range(len(axes)))
         if axes == leading and len(axes) < len(x.shape):
@@ -365,7 +367,11 @@ def sum_of_squares(x, scale=1.0):
         scale: Float, a power of 2.
     """
     if not _runs_kernels(x):
-        return keras.ops.sum(keras.ops.square(scale * x if scale != 1 else x))
+        square = keras.ops.square(scale * x if scale != 1 else x)
+        if _needs_short_sums(x):
+            axes = tuple(range(len(x.shape)))
+            return math.prod(x.shape) * _mean_by_short_sums(square, axes)
+        return keras.ops.sum(square)
     if keras.backend.backend() == "torch":
         norm = scale * torch.linalg.vector_norm(x)
         if scale != 1 and not (_is_known(norm) and norm.isfinite()):

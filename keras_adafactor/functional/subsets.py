@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from keras import ops
 
+from keras_adafactor import backend
 from keras_adafactor.functional import axis_groups
 
 
@@ -44,9 +45,10 @@ class Subsets(NamedTuple):
 
     def sum(self, x):
         """The sum of every subset."""
-        if not self.inside:
-            return ops.reshape(x, self.shape)
-        return ops.sum(ops.reshape(x, self.shape), axis=self.inside)
+        x = ops.reshape(x, self.shape)
+        if 0 in self.shape:
+            return ops.sum(x, axis=self.inside)
+        return self.count * backend.mean(x, self.inside)
 
     @property
     def count(self):

@@ -12,13 +12,17 @@ from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_number
+from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.functional.matricization import grouped_axes
 from keras_adafactor.functional.matricization import square_shape
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import ema
+from keras_adafactor.functional.moments import factored_mean
 from keras_adafactor.functional.moments import power_decay_rate
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import StateSpec
+
+_ROWS_AND_COLUMNS = AxisGroups(rows=(0,), cols=(1,))
 
 
 @keras.saving.register_keras_serializable(package="keras_adafactor")
@@ -233,7 +237,7 @@ def compress(matrix):
 
     A matrix of zeros has factors of zeros.
     """
-    row, col = ops.mean(matrix, axis=1), ops.mean(matrix, axis=0)
+    row, col = factored_mean(matrix, _ROWS_AND_COLUMNS)
     mean = ops.mean(row)
     return row, col / ops.where(mean > 0, mean, ops.ones_like(mean))
 
