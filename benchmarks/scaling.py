@@ -185,7 +185,7 @@ def draw(result, path):
     for name in OPTIMIZERS:
         rows = [
             row
-            for row in result["sizes"]
+            for row in sorted(result["sizes"], key=lambda row: row["size"])
             if row["optimizer"] == name and "failed" not in row
         ]
         count = [row["parameters"] for row in rows]
