@@ -195,7 +195,7 @@ def draw(result, path):
             (clock, "milliseconds", 1e6),
         ):
             values = [scale * row[key] / row["parameters"] for row in rows]
-            axes.loglog(count, values, line, label=name, markersize=4)
+            axes.semilogx(count, values, line, label=name, markersize=4)
     memory.set_ylabel("bytes a parameter, weights and gradients too")
     memory.set_title("memory of the step", fontsize=10)
     clock.set_ylabel("nanoseconds a parameter")
@@ -217,6 +217,7 @@ def draw(result, path):
         axes.grid(alpha=0.3)
     for axes in (memory, clock):
         axes.set_xlabel("parameters")
+        axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
 
 
