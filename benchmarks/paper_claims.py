@@ -17,9 +17,9 @@ embeddings of any scale. Here the table of embeddings is stored ten times as
 large, or as small, and divided by as much where it is used: the same function,
 whose table needs other steps. With absolute steps, and with relative ones.
 
-All runs take two hours on two cores; `--quick` does seven rows
-of one seed. Writes `results/paper_claims.json` beside this file after each run
-and `results/paper_claims.png` at the end: the same command goes on where it was
+All runs take two hours on two cores; `--quick` does seven rows of one seed.
+Writes `results/paper_claims.json` beside this file after each run and
+`results/paper_claims.png` at the end: the same command goes on where it was
 stopped.
 """
 

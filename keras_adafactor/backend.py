@@ -309,7 +309,10 @@ def _mean_of_rows(x, axes):
     """
     rest = tuple(x.shape[axes:])
     rows = math.prod(x.shape[:axes])
-    weights = keras.ops.full((1, rows), 1.0 / rows, dtype=x.dtype)
+    if keras.backend.backend() == "torch":
+        weights = x.new_full((1, rows), 1.0 / rows)
+    else:
+        weights = tf.fill((1, rows), tf.constant(1.0 / rows, x.dtype))
     means = weights @ keras.ops.reshape(x, (rows, math.prod(rest)))
     return keras.ops.reshape(means, rest)
 
@@ -345,7 +348,7 @@ def mean_square(x, axes, scale=1.0):
         scale: Float, a power of 2.
     """
     if _runs_kernels(x) and len(axes) == len(x.shape):
-        square = sum_of_squares(x, scale) / math.prod(x.shape)
+        square = _square_of_norm(x, scale) / math.prod(x.shape)
         return keras.ops.reshape(square, (1,) * len(axes))
     square = keras.ops.square(scale * x if scale != 1 else x)
     if _needs_short_sums(x):
@@ -356,22 +359,22 @@ def mean_square(x, axes, scale=1.0):
     return square
 
 
-def sum_of_squares(x, scale=1.0):
-    """`sum((scale * x) ** 2)`.
+def sum_of_squares(x):
+    """`sum(x ** 2)`."""
+    if _runs_kernels(x):
+        return _square_of_norm(x)
+    square = keras.ops.square(x)
+    if _needs_short_sums(x):
+        axes = tuple(range(len(x.shape)))
+        return math.prod(x.shape) * _mean_by_short_sums(square, axes)
+    return keras.ops.sum(square)
 
-    Where each operation is a kernel, without an array of squares: with one it
-    takes TensorFlow three times as long, PyTorch ten.
 
-    Args:
-        x: Tensor.
-        scale: Float, a power of 2.
+def _square_of_norm(x, scale=1.0):
+    """`sum((scale * x) ** 2)`, in kernels that make no array of squares.
+
+    With one it takes TensorFlow three times as long, PyTorch ten.
     """
-    if not _runs_kernels(x):
-        square = keras.ops.square(scale * x if scale != 1 else x)
-        if _needs_short_sums(x):
-            axes = tuple(range(len(x.shape)))
-            return math.prod(x.shape) * _mean_by_short_sums(square, axes)
-        return keras.ops.sum(square)
     if keras.backend.backend() == "torch":
         norm = scale * torch.linalg.vector_norm(x)
         if scale != 1 and not (_is_known(norm) and norm.isfinite()):

@@ -33,7 +33,8 @@ def ema(average, value, rate):
     Args:
         average: Tensor, the average so far.
         value: Tensor of the same shape, the new value.
-        rate: Float or scalar tensor in (0, 1], the weight of the new value.
+        rate: Float, or tensor that is a scalar or of the same shape, in (0, 1],
+            the weight of the new value.
 
     Returns:
         Tensor of the same shape.
@@ -43,8 +44,9 @@ def ema(average, value, rate):
             return average + rate * (value - average)
         return value + (1.0 - rate) * (average - value)
     near = rate < 0.5
-    begin = backend.select(near, average, value)
-    end = backend.select(near, value, average)
+    # Of a scalar, the ends are arrays that are there already.
+    choose = ops.where if rate.shape else backend.select
+    begin, end = choose(near, average, value), choose(near, value, average)
     return begin + ops.where(near, rate, 1.0 - rate) * (end - begin)
 
 

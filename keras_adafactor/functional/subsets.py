@@ -43,13 +43,6 @@ class Subsets(NamedTuple):
     def inside(self):
         return tuple(a for a in range(len(self.shape)) if a not in self.kept)
 
-    def sum(self, x):
-        """The sum of every subset."""
-        x = ops.reshape(x, self.shape)
-        if 0 in self.shape:
-            return ops.sum(x, axis=self.inside)
-        return self.count * backend.mean(x, self.inside)
-
     @property
     def count(self):
         """The entries of one subset, at least 1."""
@@ -57,7 +50,14 @@ class Subsets(NamedTuple):
 
     def mean(self, x):
         """The mean of every subset; 0 of those without entries."""
-        return self.sum(x) / self.count
+        x = ops.reshape(x, self.shape)
+        if 0 in self.shape:
+            return ops.sum(x, axis=self.inside)
+        return backend.mean(x, self.inside)
+
+    def sum(self, x):
+        """The sum of every subset."""
+        return self.count * self.mean(x)
 
     def spread(self, statistic, shape):
         """The number of its subset for every entry.
