@@ -260,7 +260,7 @@ def slices():
             )
         rows.append(cells)
     header = ["GiB of a chip; cycles over Adam's"]
-    header += [f"{chips} chips" for chips in counts]
+    header += [f"{n} chips" if n > 1 else "1 chip" for n in counts]
     return tables.markdown(header, rows) if counts else ""
 
 

@@ -62,6 +62,25 @@ FAMILY = OPTIMIZERS | {
     for name, make in (optimizers.KERAS | optimizers.FAMILY).items()
     if name not in OPTIMIZERS
 }
+TRAINED = FAMILY | {
+    "Adafactor, RMS recorded": functools.partial(
+        Adafactor, record_update_rms=True
+    )
+}
+# What each of its kernels costs where variables are small.
+SMALL = {
+    name: FAMILY[name]
+    for name in (
+        "keras.Adam",
+        "keras.Adafactor",
+        "Adafactor",
+        "Adafactor, no guard",
+    )
+} | {
+    "Adafactor, no guard, no clip": functools.partial(
+        Adafactor, skip_nonfinite=None, clip_threshold=None
+    )
+}
 LAYERS, WIDTH, BATCH = 12, 4096, 64
 
 
@@ -144,9 +163,9 @@ def small_transformer():
     print("\nstep of a small Transformer, cycles")
     for topology in TOPOLOGIES:
         device = tpu_compiler.devices(topology)[0]
-        for name in ("keras.Adam", "keras.Adafactor", "Adafactor"):
+        for name, make in SMALL.items():
             program = train_step.compile_optimizer_step(
-                *built(FAMILY[name], transformer_shapes()), device
+                *built(make, transformer_shapes()), device
             )
             cycles = program.estimated_cycles()
             rows.append(
@@ -160,7 +179,7 @@ def training_steps(device):
     """A dict for each optimizer; prints it."""
     rows = []
     print("\nwhole training step, bytes a parameter")
-    for name, make in FAMILY.items():
+    for name, make in TRAINED.items():
         row = compile_training_step(make, device)
         rows.append({"optimizer": name, **row})
         print(

@@ -39,15 +39,19 @@ def ema(average, value, rate):
     Returns:
         Tensor of the same shape.
     """
-    if isinstance(rate, float):
-        if rate < 0.5:
-            return average + rate * (value - average)
-        return value + (1.0 - rate) * (average - value)
     near = rate < 0.5
-    # Of a scalar, the ends are arrays that are there already.
-    choose = ops.where if rate.shape else backend.select
-    begin, end = choose(near, average, value), choose(near, value, average)
-    return begin + ops.where(near, rate, 1.0 - rate) * (end - begin)
+    if isinstance(rate, float):
+        begin, end = (average, value) if near else (value, average)
+        way = rate if near else 1.0 - rate
+    else:
+        # Of a scalar, the ends are arrays that are there already.
+        choose = ops.where if rate.shape else backend.select
+        begin, end = choose(near, average, value), choose(near, value, average)
+        way = ops.where(near, rate, 1.0 - rate)
+    moved = end - begin
+    moved *= way
+    moved += begin
+    return moved
 
 
 def power_decay_rate(t, exponent):

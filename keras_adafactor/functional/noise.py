@@ -90,7 +90,10 @@ def uniform_noise(shape, t, key):
     # Of the odd numbers the upper half is uniform; as it has a sign, it is in
     # [-0.5, 0.5).
     high = ops.right_shift(_product_of_hashes(shape, t, key), 16)
-    return ops.cast(high, "float32") * 2.0**-16 + 0.5
+    noise = ops.cast(high, "float32")
+    noise *= 2.0**-16
+    noise += 0.5
+    return noise
 
 
 def normal_noise(shape, t, key):

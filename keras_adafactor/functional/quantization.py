@@ -72,18 +72,21 @@ def quantize(x, noise, scales):
     """
     blocks = _blocked(x, scales)
     within = tuple(range(1, len(blocks.shape), 2))
-    scale = ops.max(ops.abs(blocks), axis=within) / 127.0
+    largest = ops.maximum(ops.max(blocks, within), -ops.min(blocks, within))
+    scale = largest / 127.0
     # Of a scale that is no normal number the codes are 0. A few roundings
-    # larger, so that x / divisor is never more than 127.
+    # larger, so that no entry is more than 127 of it.
     divisor = ops.where(scale > 1e-37, scale * _ABOVE_1, ops.ones_like(scale))
-    units = blocks / _spread(divisor)
+    units = blocks * _spread(1.0 / divisor)
     # Both are below 128 and the noise is a multiple of 2**-16: no integer is
     # rounded down.
-    codes = ops.ceil(units - _blocked(noise, scales))
-    return ops.cast(ops.reshape(codes, x.shape), "int8"), scale
+    units -= _blocked(noise, scales)
+    codes = ops.cast(ops.ceil(units), "int8")
+    return ops.reshape(codes, x.shape), scale
 
 
 def dequantize(codes, scale):
-    """`codes * scale`, each block by its own scale, as float32."""
+    """`codes * scale` of int8 codes, each block by its own scale, as float32."""
     blocks = ops.cast(_blocked(codes, scale.shape), "float32")
-    return ops.reshape(blocks * _spread(scale), codes.shape)
+    blocks *= _spread(scale)
+    return ops.reshape(blocks, codes.shape)

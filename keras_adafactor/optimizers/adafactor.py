@@ -332,8 +332,10 @@ class Adafactor(UpdateRuleOptimizer):
                 x_rms, self.epsilon_2, self.max_parameter_scale
             )
         if self.beta_1 is None:
-            return (alpha * clip) * u, state
-        m = ema(state["m"], clip * u, 1.0 - self.beta_1)
+            u *= alpha * clip
+            return u, state
+        u *= clip
+        m = ema(state["m"], u, 1.0 - self.beta_1)
         return alpha * m, state | {"m": m}
 
     def moments(self, state, shape, path, t):

@@ -347,6 +347,18 @@ def test_gradients_are_not_all_held_at_once(monkeypatch):
     assert temporaries() > 5 * 4 / 12
 
 
+@only_jax
+def test_recording_the_rms_of_updates_keeps_none_of_them():
+    from benchmarks.tpu_compile import compile_training_step  # noqa: PLC0415
+
+    recording = functools.partial(Adafactor, record_update_rms=True)
+    recorded, plain = (
+        compile_training_step(make, device())["temporary_bytes"]
+        for make in (recording, Adafactor)
+    )
+    assert recorded <= 1.01 * plain
+
+
 def test_step_that_calls_python_is_reported():
     inputs = keras.Input((8,), batch_size=8)
     outputs = keras.layers.Dense(8)(Unsupported()(inputs))
