@@ -11,6 +11,8 @@ import keras
 import pytest
 
 from keras_adafactor import Adafactor
+from keras_adafactor import Adalayer
+from keras_adafactor import FAdam
 
 if keras.backend.backend() == "torch":
     pytest.skip("PyTorch compiles no step", allow_module_level=True)
@@ -87,3 +89,14 @@ def test_a_graph_squares_once_and_makes_fewer_arrays_than_adam(shape):
     assert made.count("Square") == 1
     assert len(made) == 6
     assert len(made_by_graph(keras.optimizers.Adam(), shape)) == 9
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="XLA is not optional"
+)
+@pytest.mark.parametrize("make", [Adalayer, FAdam])
+def test_an_average_with_a_rate_that_changes_copies_none_of_its_ends(make):
+    made = made_by_graph(make(), (1024, 512))
+    # `Select`, with a scalar, hands on what it has chosen.
+    assert "Select" in made
+    assert "SelectV2" not in made

@@ -45,7 +45,7 @@ def ema(average, value, rate):
         way = rate if near else 1.0 - rate
     else:
         # Of a scalar, the ends are arrays that are there already.
-        choose = ops.where if rate.shape else backend.select
+        choose = ops.where if len(rate.shape) else backend.select
         begin, end = choose(near, average, value), choose(near, value, average)
         way = ops.where(near, rate, 1.0 - rate)
     moved = end - begin

@@ -86,7 +86,7 @@ def quantize(x, noise, scales):
 
 
 def dequantize(codes, scale):
-    """`codes * scale` of int8 codes, each block by its own scale, as float32."""
+    """`codes * scale`, of int8 codes, each block by its own, as float32."""
     blocks = ops.cast(_blocked(codes, scale.shape), "float32")
     blocks *= _spread(scale)
     return ops.reshape(blocks, codes.shape)
