@@ -207,7 +207,7 @@ def draw(result, path):
             [row["chips"] for row in rows],
             [row["required"] / 2**30 for row in rows],
             "o-",
-            label=name,
+            label=optimizers.OF_EXAMPLE[name],
             markersize=4,
         )
     slices.set(xlabel="chips", ylabel="GiB")
@@ -215,9 +215,9 @@ def draw(result, path):
     slices.legend(fontsize=8)
     for axes in (memory, clock, slices):
         axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
     for axes in (memory, clock):
         axes.set_xlabel("parameters")
-        axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
 
 

@@ -309,12 +309,12 @@ def _mean_of_rows(x, axes):
     """
     rest = tuple(x.shape[axes:])
     rows = math.prod(x.shape[:axes])
+    matrix = (rows, math.prod(rest))
     if keras.backend.backend() == "torch":
         weights = x.new_full((1, rows), 1.0 / rows)
-    else:
-        weights = tf.fill((1, rows), tf.constant(1.0 / rows, x.dtype))
-    means = weights @ keras.ops.reshape(x, (rows, math.prod(rest)))
-    return keras.ops.reshape(means, rest)
+        return (weights @ x.reshape(matrix)).reshape(rest)
+    weights = tf.fill((1, rows), tf.constant(1.0 / rows, x.dtype))
+    return tf.reshape(weights @ tf.reshape(x, matrix), rest)
 
 
 def square_for_two(x):
@@ -349,7 +349,7 @@ def mean_square(x, axes, scale=1.0):
     """
     if _runs_kernels(x) and len(axes) == len(x.shape):
         square = _square_of_norm(x, scale) / math.prod(x.shape)
-        return keras.ops.reshape(square, (1,) * len(axes))
+        return square[(None,) * len(axes)]
     square = keras.ops.square(scale * x if scale != 1 else x)
     if _needs_short_sums(x):
         means = _mean_by_short_sums(square, axes)

@@ -12,6 +12,7 @@ in one place, so that it is the same on every backend and in one pass over
 memory.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 from typing import NamedTuple
@@ -290,4 +291,4 @@ def _is_finite(plan, g, state):
     ]
     if not witnesses:
         return _has_finite_square(g)
-    return ops.all(ops.stack(witnesses))
+    return functools.reduce(ops.logical_and, witnesses)

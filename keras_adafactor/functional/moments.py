@@ -47,7 +47,7 @@ def ema(average, value, rate):
         # Of a scalar, the ends are arrays that are there already.
         choose = ops.where if len(rate.shape) else backend.select
         begin, end = choose(near, average, value), choose(near, value, average)
-        way = ops.where(near, rate, 1.0 - rate)
+        way = choose(near, rate, 1.0 - rate)
     moved = end - begin
     moved *= way
     moved += begin

@@ -364,7 +364,8 @@ class Adafactor(UpdateRuleOptimizer):
 
     def _decay_rate(self, t):
         """`1 - beta_2t`."""
-        t = ops.maximum(t - self.step_offset, 1.0)
+        if self.step_offset:
+            t = ops.maximum(t - self.step_offset, 1.0)
         if self.beta_2 is not None:
             return debiased_decay_rate(t, self.beta_2)
         rate = power_decay_rate(t, self.beta_2_decay)
