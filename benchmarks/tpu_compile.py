@@ -59,7 +59,9 @@ OPTIMIZERS = {
 }
 FAMILY = OPTIMIZERS | {
     name: optimizers.refreshing(make, False)
-    for name, make in (optimizers.KERAS | optimizers.FAMILY).items()
+    for name, make in (
+        optimizers.KERAS | optimizers.FAMILY | optimizers.VARIANTS
+    ).items()
     if name not in OPTIMIZERS
 }
 TRAINED = FAMILY | {

@@ -512,6 +512,25 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
     return apart(a, b)
 
 
+def by_platform(on_tpu, elsewhere, *arrays):
+    """One of two functions of the arrays, by where it is computed.
+
+    On a TPU only of arrays that are not split over devices: it may cut them.
+
+    Args:
+        on_tpu: Function of tensors.
+        elsewhere: Function of tensors that gives the same.
+        *arrays: Tensors.
+    """
+    if keras.backend.backend() == "jax" and _variables_are_whole():
+        return jax.lax.platform_dependent(
+            *arrays, tpu=on_tpu, default=elsewhere
+        )
+    if keras.backend.backend() == "tensorflow" and _on_tpu_strategy():
+        return on_tpu(*arrays)
+    return elsewhere(*arrays)
+
+
 def _stages(axes):
     """The axes to reduce, the last one first.
 

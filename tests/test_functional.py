@@ -195,6 +195,32 @@ def test_quantisation_is_within_a_unit_and_unbiased(shape):
     assert np.abs(np.mean(errors, axis=0)).max() <= unit * 5 / 16
 
 
+@pytest.mark.parametrize("shape", [(8, 512), (8, 1536), (3, 5, 606)])
+def test_rows_cut_as_on_a_tpu_are_quantised_to_the_same_bits(
+    shape, monkeypatch
+):
+    x = ops.convert_to_tensor(noise(shape, 1) - 0.3)
+    random = ops.convert_to_tensor(noise(shape, 2))
+
+    def quantised():
+        codes, scale = quantization.quantize(x, random, scales_of(shape))
+        restored = quantization.dequantize(codes, scale)
+        return [ops.convert_to_numpy(a) for a in (codes, scale, restored)]
+
+    elsewhere = quantised()
+    cut = []
+
+    def by_platform(on_tpu, elsewhere, *arrays):
+        cut.append(arrays)
+        return on_tpu(*arrays)
+
+    monkeypatch.setattr(backend, "by_platform", by_platform)
+    on_tpu = quantised()
+    assert len(cut) == (3 if shape[-1] > 512 else 0)
+    for here, there in zip(on_tpu, elsewhere, strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
 def test_quantised_zeros_stay_zero():
     codes, scale = quantization.quantize(
         ops.zeros((4, 512)), ops.ones((4, 512)) * 0.9, (4, 1)

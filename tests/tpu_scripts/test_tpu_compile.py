@@ -274,6 +274,13 @@ def test_step_reads_no_more_than_the_gradient_thrice_and_the_weight_twice():
     assert adam == pytest.approx(28, rel=1e-3)
 
 
+def test_int8_momentum_is_not_laid_out_anew():
+    """Reshaped into blocks, it moves 110 bytes a parameter."""
+    make = functools.partial(Adafactor, beta_1=0.9, momentum_dtype="int8")
+    shape = (4096, 4096)
+    assert step_of(make, shape).bytes_accessed / math.prod(shape) < 95
+
+
 def test_sizes_of_update_and_weight_take_one_pass():
     """In two, the estimate is 1.28 times that of Adam."""
     ours = large_step(Adafactor).estimated_cycles()
