@@ -485,7 +485,7 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
         count = math.prod(a.shape[i] for i in axes)
         return sums[0] / count, sums[1] / count
 
-    if keras.backend.backend() == "jax" and _variables_are_whole():
+    if keras.backend.backend() == "jax":
 
         def sums_of_two(a, b, stage):
             zero = np.zeros((), a.dtype)
@@ -497,19 +497,15 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
             )
             return [keras.ops.expand_dims(x, stage) for x in sums]
 
-        return jax.lax.platform_dependent(a, b, tpu=in_one_pass, default=apart)
-    if (
-        keras.backend.backend() == "tensorflow"
-        and a.dtype == tf.float32
-        and _on_tpu_strategy()
-    ):
+    elif keras.backend.backend() == "tensorflow" and a.dtype == tf.float32:
 
         def sums_of_two(a, b, stage):
             both = tf.reduce_sum(tf.complex(a, b), stage, keepdims=True)
             return tf.math.real(both), tf.math.imag(both)
 
-        return in_one_pass(a, b)
-    return apart(a, b)
+    else:
+        return apart(a, b)
+    return by_platform(in_one_pass, apart, a, b)
 
 
 def by_platform(on_tpu, elsewhere, *arrays):
