@@ -93,6 +93,17 @@ if keras.backend.backend() == "torch":
     def _memory(tensor):
         return tensor.untyped_storage().data_ptr()
 
+    def eigh(matrix):
+        """Eigenvalues, ascending, and eigenvectors; NaN if it fails.
+
+        TensorFlow and JAX return NaN for a matrix of NaN. PyTorch raises.
+        """
+        try:
+            return torch.linalg.eigh(matrix)
+        except torch.linalg.LinAlgError:
+            nan = torch.full_like(matrix, math.nan)
+            return nan[0], nan
+
     def _is_known(condition):
         """Whether to look at a boolean is free: it is here, and not traced."""
         return condition.device.type == "cpu" and not (
@@ -110,6 +121,9 @@ else:
 
     def subtract(x, delta, kept):
         return x - delta
+
+    def eigh(matrix):
+        return keras.ops.eigh(matrix)
 
     def _is_known(condition):
         return False

@@ -62,6 +62,8 @@ class UpdateReport:
         skipped_updates: Int, the optimizer's count of what it has skipped so
             far, or `None` if it has none.
         loss_scale: Float, of a `LossScaleOptimizer`, else `None`.
+        failed_refreshes: Int, the refreshes so far that failed, or `None` for
+            optimizers without a refresh.
     """
 
     step: int
@@ -69,6 +71,7 @@ class UpdateReport:
     rows: list[VariableUpdate]
     skipped_updates: int | None = None
     loss_scale: float | None = None
+    failed_refreshes: int | None = None
 
     def logs(self) -> dict[str, Any]:
         """The report in total, as in the logs of Keras.
@@ -93,7 +96,7 @@ class UpdateReport:
             clipped = [bool(row.clipped) for row in self.rows]
             found["update_rms"] = float(np.mean(updates))
             found["clipped_fraction"] = sum(clipped) / len(updates)
-        for name in ("skipped_updates", "loss_scale"):
+        for name in ("skipped_updates", "failed_refreshes", "loss_scale"):
             if getattr(self, name) is not None:
                 found[name] = getattr(self, name)
         return found
@@ -161,6 +164,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
       mean over the variables, and the share of variables whose update was
       clipped; from an `Adafactor` with `record_update_rms=True`.
     - `skipped_updates`: those so far, for NaN or infinity in a gradient.
+    - `failed_refreshes`: those so far, from an optimizer that refreshes a basis.
     - `loss_scale`: that of a `LossScaleOptimizer`.
 
     Variable by variable they are in `report`, which prints as a table, and in
@@ -322,7 +326,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
         if not variables or not self._optimizers:
             return
         if self._skipped is None:
-            _, self._skipped, self._scale = self._read_counters()
+            _, self._skipped, _, self._scale = self._read_counters()
         self._window = _Window(
             batch + self._length,
             variables,
@@ -342,7 +346,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
         ).tolist()
         count = len(self._optimizers)
         roots = [math.sqrt(square) for square in found[count:]]
-        step, skipped, scale = self._read_counters()
+        step, skipped, failed, scale = self._read_counters()
         updates: dict[str, Any] = {}
         for optimizer in self._optimizers:
             if getattr(optimizer, "record_update_rms", False):
@@ -372,6 +376,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
             ],
             skipped_updates=skipped,
             loss_scale=scale,
+            failed_refreshes=failed,
         )
         self.report = self._found = report
         self._logs = report.logs()
@@ -380,21 +385,32 @@ class OptimizerMonitor(keras.callbacks.Callback):
         self._warn_of_skips(skipped, scale)
 
     def _read_counters(self):
-        """The updates made, those skipped and the loss scale, maybe `None`."""
+        """Updates made, updates skipped, refreshes failed, and the loss scale.
+
+        Each but the first is `None` if no optimizer counts it.
+        """
         optimizer = self.model.optimizer
         skipped = [
             inner.skipped_updates
             for inner in self._optimizers
             if getattr(inner, "skip_nonfinite", None)
         ]
+        failed = [
+            inner.failed_refreshes
+            for inner in self._optimizers
+            if isinstance(
+                getattr(inner, "failed_refreshes", None), keras.Variable
+            )
+        ]
         step, *counts = ops.convert_to_numpy(
             ops.stack(
                 [
                     ops.cast(ops.copy(counter), "int32")
-                    for counter in (optimizer.iterations, *skipped)
+                    for counter in (optimizer.iterations, *skipped, *failed)
                 ]
             )
         ).tolist()
+        skips, failures = counts[: len(skipped)], counts[len(skipped) :]
         scale = None
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             scale = optimizer.initial_scale
@@ -402,7 +418,8 @@ class OptimizerMonitor(keras.callbacks.Callback):
                 scale = ops.convert_to_numpy(ops.copy(optimizer.dynamic_scale))
         return (
             step,
-            sum(counts) if counts else None,
+            sum(skips) if skips else None,
+            sum(failures) if failures else None,
             None if scale is None else float(scale),
         )
 

@@ -41,6 +41,7 @@ from keras_adafactor.step import Stored
 from keras_adafactor.step import average_of
 from keras_adafactor.step import compute_dtype
 from keras_adafactor.step import have_finite_squares
+from keras_adafactor.step import no_failures
 from keras_adafactor.step import take_step
 from keras_adafactor.storage import Array
 
@@ -142,7 +143,9 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         self._undecayed: list[str] = []
         self._kept: list[_Kept] = []
         self._skipped_updates: Any = None
-        self._skips_warned_of = 0
+        self._failed_refreshes: Any = None
+        # Count that was warned of -> how often it had happened then.
+        self._warned_of: dict[str, int] = {}
         # What was loaded before there were slots: see `saved_state`.
         self._waiting: dict[str, Any] = {}
 
@@ -176,6 +179,13 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                     dtype="int32",
                     aggregation="only_first_replica",
                     name="skipped_updates",
+                )
+            if any(plan.refreshes for plan in plans):
+                self._failed_refreshes = self.add_variable(
+                    shape=(),
+                    dtype="int32",
+                    aggregation="only_first_replica",
+                    name=saved_state.FAILED_REFRESHES,
                 )
             self._kept = [
                 self._keep(*row)
@@ -294,6 +304,17 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         optimizer is built, and with `skip_nonfinite=None`.
         """
         return 0 if self._skipped_updates is None else self._skipped_updates
+
+    @property
+    def failed_refreshes(self) -> keras.Variable | int:
+        """Number of refreshes so far whose result could not be used.
+
+        An integer `keras.Variable`, or 0 before the optimizer is built and for
+        rules without a refresh. If a decomposition fails, the variable keeps
+        its old basis and the next step tries again. Where there is no old
+        basis, it takes the identity.
+        """
+        return 0 if self._failed_refreshes is None else self._failed_refreshes
 
     # The learning rate.
 
@@ -473,14 +494,12 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             )
 
         if total is None:
-            new, skipped = update()
+            new, failures = update()
         else:
             steps = self.gradient_accumulation_steps
             complete = ops.equal((self._iterations + 1) % steps, 0)
-            new, skipped = ops.cond(
-                complete,
-                update,
-                lambda: (old, ops.zeros((), dtype="int32")),
+            new, failures = ops.cond(
+                complete, update, lambda: (old, no_failures())
             )
             left = backend.select(complete, ops.zeros_like(total), total)
             if self.skip_nonfinite == "step":
@@ -492,7 +511,9 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             if new.slots[name] is not old.slots[name]:
                 self.assign(slot, new.slots[name])
         if self.skip_nonfinite == "variable":
-            self.assign_add(self._skipped_updates, skipped)
+            self.assign_add(self._skipped_updates, failures.updates)
+        if kept.plan.refreshes:
+            self.assign_add(self._failed_refreshes, failures.refreshes)
 
     def _update_average(self, variable, finite):
         """Assigns the average of a variable that got no gradient."""
@@ -515,7 +536,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         # error here would hide its own.
         if not backend.has_value(self._iterations):
             return
-        self._warn_of_skips()
+        self._warn_of_failures()
         if not self.use_ema:
             return
         for variable in var_list:
@@ -524,18 +545,28 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 # A copy: JAX refuses to donate one buffer as two variables.
                 variable.assign(ops.copy(ops.convert_to_tensor(average)))
 
-    def _warn_of_skips(self):
-        skipped = int(ops.convert_to_numpy(self.skipped_updates))
-        new = skipped - self._skips_warned_of
-        self._skips_warned_of = skipped
-        if new > 0:
+    def _warn_of_failures(self):
+        if skipped := self._count_since_warned("skipped_updates"):
             single = self.skip_nonfinite == "variable"
             what = "updates of single variables" if single else "steps"
             warnings.warn(
-                f"Optimizer '{self.name}' skipped {new} {what} because of NaN "
-                "or infinity in a gradient; `skipped_updates` counts them.",
-                stacklevel=2,
+                f"Optimizer '{self.name}' skipped {skipped} {what} because of "
+                "NaN or infinity in a gradient; `skipped_updates` counts them.",
+                stacklevel=3,
             )
+        if failed := self._count_since_warned("failed_refreshes"):
+            warnings.warn(
+                f"Optimizer '{self.name}' kept the old basis in {failed} "
+                "refreshes, because a decomposition failed; "
+                "`failed_refreshes` counts them.",
+                stacklevel=3,
+            )
+
+    def _count_since_warned(self, name):
+        count = int(ops.convert_to_numpy(getattr(self, name)))
+        new = count - self._warned_of.get(name, 0)
+        self._warned_of[name] = count
+        return max(new, 0)
 
     # Weight decay.
 

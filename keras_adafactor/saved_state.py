@@ -12,8 +12,11 @@ import h5py
 import numpy as np
 
 from keras_adafactor import backend
+from keras_adafactor.step import COUNT
 
 MAX_DIFFERENCES_SHOWN = 8
+# A counter that files of version 0.1.0 do not have. It starts at 0.
+FAILED_REFRESHES = "failed_refreshes"
 _OF_A_POLICY = (
     "That in the file is of Keras, or was saved with a loss scale: if under "
     "the policy mixed_float16, load it under that, after "
@@ -66,12 +69,14 @@ def load(optimizer, store):
         return
     expected = stored(optimizer)
     shapes = {key: tuple(v.shape) for key, v in expected.items()}
+    if FAILED_REFRESHES in expected:
+        saved.setdefault(FAILED_REFRESHES, np.zeros((), "int32"))
     if not optimizer.built:
         # Of the slots only `build` knows what they are.
         shapes |= {
             key: array.shape
             for key, array in saved.items()
-            if re.match(r"\d+_|skipped_updates", key)
+            if re.match(rf"\d+_|skipped_updates|{FAILED_REFRESHES}", key)
         }
     paths = {key: v.path for key, v in expected.items()}
     _check_fits(optimizer, saved, shapes, paths)
@@ -167,6 +172,9 @@ def check_waiting(optimizer, arrays):
     shapes = {key: tuple(v.shape) for key, v in stored(optimizer).items()}
     if optimizer.skip_nonfinite:
         shapes["skipped_updates"] = ()
+    if any(COUNT in slots for slots in arrays):
+        shapes[FAILED_REFRESHES] = ()
+        optimizer._waiting.setdefault(FAILED_REFRESHES, np.zeros((), "int32"))
     shapes |= {
         key_of(position, name): array.shape
         for position, slots in enumerate(arrays)

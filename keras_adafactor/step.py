@@ -91,6 +91,25 @@ class Stored(NamedTuple):
     slots: dict[str, Any]
 
 
+class Failures(NamedTuple):
+    """What went wrong in one step of one variable, as int32 scalars, 0 or 1.
+
+    Attributes:
+        updates: Updates that were skipped for NaN or infinity.
+        refreshes: Refreshes whose result was not finite. A decomposition that
+            fails returns NaN.
+    """
+
+    updates: Any
+    refreshes: Any
+
+
+def no_failures():
+    """`Failures` of a step that does nothing."""
+    zero = ops.zeros((), dtype="int32")
+    return Failures(zero, zero)
+
+
 def compute_dtype(tensor):
     """The precision of arithmetic for a variable: float32, or its float64."""
     dtype = keras.backend.standardize_dtype(tensor.dtype)
@@ -110,12 +129,12 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
             where that is for the statistics to say.
 
     Returns:
-        Tuple of `Stored`, after the step, and the int32 number of skipped
-        updates, 0 or 1. A slot that did not change is the object given.
+        Tuple of `Stored`, after the step, and of `Failures` in it. A slot that
+        did not change is the object given.
     """
     if 0 in stored.variable.shape:
         # Without elements there is no step, and no mean of them.
-        return stored, ops.zeros((), dtype="int32")
+        return stored, no_failures()
     dtype = compute_dtype(stored.variable)
     g = ops.cast(gradient, dtype)
     x = before = ops.cast(stored.variable, dtype)
@@ -132,9 +151,11 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
     )
     whole_step = finite if plan.guard == "step" else None
 
+    failures = no_failures()
     if plan.refreshes:
-        refreshed, counted = _refresh(plan, g, x, slots, step, finite)
+        refreshed, counted, failed = _refresh(plan, g, x, slots, step, finite)
         slots |= refreshed
+        failures = failures._replace(refreshes=failed)
     if plan.decay and plan.rule.weight_decay_order == "before":
         x = x - x * (plan.decay * step.lr)
     state = _decode(plan, slots, dtype)
@@ -169,12 +190,10 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
     variable = _rounded(
         plan, x, stored.variable.dtype, iteration, _VARIABLE_SALT
     )
-    skipped = (
-        ops.zeros((), dtype="int32")
-        if finite is None
-        else ops.cast(ops.logical_not(finite), "int32")
-    )
-    return Stored(variable, slots), skipped
+    if finite is not None:
+        skipped = ops.cast(ops.logical_not(finite), "int32")
+        failures = failures._replace(updates=skipped)
+    return Stored(variable, slots), failures
 
 
 def average_of(plan, x, average, iteration, moves=None):
@@ -200,7 +219,17 @@ def average_of(plan, x, average, iteration, moves=None):
 
 
 def _refresh(plan, g, x, slots, step, finite):
-    """Slots after the refresh, if one is due, and by how much to count on."""
+    """Refreshes the state, if that is due.
+
+    A result that is not finite is not taken. The old state stays, and so does
+    the count, so that the refresh is due again in the next step. In the first
+    refresh there is no old state: an entry that is not finite then gets its
+    initial value, which is the identity for a basis, and training goes on.
+
+    Returns:
+        Tuple of the slots after the refresh, by how much to count on, and the
+        int32 number of failed refreshes.
+    """
     dtype = compute_dtype(g)
     specs = {n: s for n, s in plan.specs.items() if s.refreshed}
     old = {n: slots[n] for n in stored_arrays(specs)}
@@ -210,28 +239,34 @@ def _refresh(plan, g, x, slots, step, finite):
         usable = ops.logical_and(_has_finite_square(g), ops.max(ops.abs(g)) > 0)
         safe = backend.select(usable, g, ops.ones_like(g))
         new = plan.rule.refresh(safe, x, _decode(plan, slots, dtype), step)
-        for name in specs:
-            # Whatever the storage: codes of NaN have a scale of NaN.
+        succeeded = []
+        for name, spec in specs.items():
+            # Before it is stored: codes of NaN have a scale of NaN.
             if "float" in keras.backend.standardize_dtype(new[name].dtype):
-                finite = ops.all(ops.isfinite(new[name]))
-                usable = ops.logical_and(usable, finite)
+                succeeded.append(ops.all(ops.isfinite(new[name])))
+                initializer = keras.initializers.get(spec.initializer)
+                initial = ops.cast(initializer(spec.shape), new[name].dtype)
+                new[name] = backend.select(succeeded[-1], new[name], initial)
         encoded = {
             stored_name: tensor
             for name, spec in specs.items()
             for stored_name, tensor in _encoded(plan, name, new[name], step)
         }
-        kept = [
-            backend.select(usable, encoded[name], old[name]) for name in old
-        ]
-        return [*kept, ops.cast(usable, "int32")]
+        succeeded = functools.reduce(ops.logical_and, succeeded, True)
+        first = ops.equal(step.count, 0)
+        taken = ops.logical_and(usable, ops.logical_or(succeeded, first))
+        kept = [backend.select(taken, encoded[name], old[name]) for name in old]
+        failed = ops.logical_and(usable, ops.logical_not(succeeded))
+        return [*kept, ops.cast(taken, "int32"), ops.cast(failed, "int32")]
 
     due = plan.rule.is_refresh_due(step.count)
     if finite is not None:
         due = ops.logical_and(due, finite)
-    *new, counted = ops.cond(
-        due, refresh, lambda: [*old.values(), ops.ones((), dtype="int32")]
+    one, zero = ops.ones((), dtype="int32"), ops.zeros((), dtype="int32")
+    *new, counted, failed = ops.cond(
+        due, refresh, lambda: [*old.values(), one, zero]
     )
-    return dict(zip(old, new, strict=True)), counted
+    return dict(zip(old, new, strict=True)), counted, failed
 
 
 def _decode(plan, slots, dtype):

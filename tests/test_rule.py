@@ -1,5 +1,7 @@
 """What the shell promises to any rule, shown with small rules of this file."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from keras import ops
 
 from keras_adafactor import Adafactor
 from keras_adafactor import AdamWRule
+from keras_adafactor import Signum
 from keras_adafactor import StateSpec
 from keras_adafactor import UpdateRuleOptimizer
 from keras_adafactor import state_report
@@ -276,17 +279,58 @@ def test_variable_without_a_gradient_is_refreshed_when_it_has_one():
     np.testing.assert_allclose(value(late["basis"]), G, rtol=1e-6)
 
 
-class NonFiniteBasis(Refreshing):
+class Failing(Refreshing):
+    """Its refresh fails for a gradient that begins with 7."""
+
+    def state_spec(self, shape, path):
+        specs = super().state_spec(shape, path)
+        identity = replace(specs["basis"], initializer="identity")
+        return specs | {"basis": identity}
+
     def refresh(self, g, x, state, step):
-        return {"basis": g / 0.0}
+        return {"basis": ops.where(ops.equal(g[0, 0], 7.0), float("nan"), g)}
 
 
-def test_basis_that_is_not_finite_is_not_kept():
-    optimizer = NonFiniteBasis()
+FAILS = np.where(np.arange(12).reshape(3, 4) == 0, 7.0, G).astype("float32")
+
+
+@pytest.mark.parametrize("guard", ["variable", "step", None])
+def test_failed_first_refresh_takes_the_initial_value(guard):
+    optimizer = Failing(skip_nonfinite=guard)
     _, step = stepper(optimizer)
-    step(G)
-    assert int(slots_of(optimizer)["count"]) == 0
-    assert not slots_of(optimizer)["basis"].any()
+    for g in (FAILS, G, G):
+        step(g)
+    np.testing.assert_array_equal(slots_of(optimizer)["basis"], np.eye(3, 4))
+    step(G)  # the fourth, in which a refresh is due
+    np.testing.assert_allclose(slots_of(optimizer)["basis"], G, rtol=1e-6)
+    assert int(optimizer.failed_refreshes) == 1
+    assert int(optimizer.skipped_updates) == 0
+
+
+@pytest.mark.parametrize("guard", ["variable", "step", None])
+def test_failed_refresh_keeps_the_old_basis_and_tries_again(guard):
+    optimizer = Failing(skip_nonfinite=guard)
+    variable, step = stepper(optimizer)
+    for g in (G, G, G):
+        step(g)
+    for failures in (1, 2):
+        before = value(variable)
+        step(FAILS)
+        assert int(optimizer.failed_refreshes) == failures
+        assert int(slots_of(optimizer)["count"]) == 3
+        np.testing.assert_allclose(slots_of(optimizer)["basis"], G, rtol=1e-6)
+        assert (value(variable) != before).all()
+    step(2 * G)
+    assert int(slots_of(optimizer)["count"]) == 4
+    np.testing.assert_allclose(slots_of(optimizer)["basis"], 2 * G, rtol=1e-6)
+    assert int(optimizer.failed_refreshes) == 2
+
+
+def test_rule_without_a_refresh_counts_no_failures():
+    optimizer = Signum()
+    optimizer.build(harness.variables([MATRIX]))
+    assert optimizer.failed_refreshes == 0
+    assert "failed_refreshes" not in [v.name for v in optimizer.variables]
 
 
 def test_refresh_with_accumulation_counts_updates():

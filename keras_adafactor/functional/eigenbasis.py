@@ -1,14 +1,13 @@
-"""Bases of a tensor, one for each of its axes, from the Gram matrices.
+"""Gram matrices of a tensor, and products of its axes with bases.
 
-A basis is an orthogonal matrix with its vectors in the columns.
+A basis is a matrix with its vectors in the columns.
 """
 
 import math
 
 from keras import ops
 
-EXACT_UP_TO = 256
-ITERATIONS = 10
+from keras_adafactor.functional.decompositions import product
 
 
 def _unfolded(x, axis):
@@ -43,11 +42,6 @@ def cross_gram(x, y, axis):
         Tensor of shape (d, e).
     """
     return ops.einsum("bdn,ben->de", _unfolded(x, axis), _unfolded(y, axis))
-
-
-def product(a, b):
-    """Of two matrices; Keras' own makes float32 of float64 on PyTorch."""
-    return ops.einsum("ij,jk->ik", a, b)
 
 
 def rotate(x, matrices, back=False):
@@ -98,62 +92,20 @@ def rotate_gradient(g, bases):
     return ops.where(ops.abs(y) > _ROUNDING * norm, y, ops.zeros_like(y))
 
 
-def with_signs(vectors):
-    """Columns of which the entry of largest magnitude is positive.
+def turn(old, new):
+    """`old^T new`, by which coordinates go from one basis to another.
 
-    A decomposition is free in the signs of its vectors; this is the choice of
-    every basis here, on every backend.
-    """
-    largest = ops.argmax(ops.abs(vectors), axis=0, keepdims=True)
-    signs = ops.sign(ops.take_along_axis(vectors, largest, axis=0))
-    return vectors * ops.where(signs == 0, ops.ones_like(signs), signs)
-
-
-def _of_unit_size(matrix):
-    # TensorFlow's decompositions square entries: of 1e20 they overflow.
-    return matrix / ops.maximum(ops.max(ops.abs(matrix)), 1e-30)
-
-
-def eigenvectors(matrix, rank=None):
-    """Eigenvectors of a symmetric matrix, largest eigenvalue first.
-
-    Of more than `EXACT_UP_TO` rows they are those that `ITERATIONS` steps of
-    orthogonal iteration find from the columns with the largest diagonal: the
-    compiler of a TPU takes minutes over a larger decomposition.
+    Entries that are no more than rounding are 0. Both moments would otherwise
+    leak into directions without a gradient, where their quotient makes a full
+    step of what has leaked.
 
     Args:
-        matrix: Tensor of shape (d, d), positive semi-definite.
-        rank: Int, how many. Defaults to `None`, all.
+        old: Tensor of shape (d, r), a basis.
+        new: Tensor of shape (d, s), a basis.
 
     Returns:
-        Tensor of shape (d, rank), of orthonormal columns.
+        Tensor of shape (r, s).
     """
-    matrix = _of_unit_size(matrix)
-    if matrix.shape[0] <= EXACT_UP_TO:
-        _, vectors = ops.eigh(matrix)
-        return with_signs(ops.flip(vectors, axis=1)[:, :rank])
-    order = ops.argsort(-ops.diagonal(matrix))[:rank]
-    start = ops.take(ops.eye(matrix.shape[0], dtype=matrix.dtype), order, 1)
-    vectors = ops.fori_loop(
-        0, ITERATIONS, lambda _, q: ops.qr(product(matrix, q))[0], start
-    )
-    return with_signs(vectors)
-
-
-def power_step(matrix, basis):
-    """One step of orthogonal iteration towards the eigenvectors.
-
-    Args:
-        matrix: Tensor of shape (d, d), symmetric.
-        basis: Tensor of shape (d, d), orthogonal.
-
-    Returns:
-        Tuple of the order of the old vectors by the eigenvalues `q^T L q`
-        estimated with them, largest first, an int tensor of shape (d,); and
-        the new basis, whose vectors stand in that order.
-    """
-    turned = product(_of_unit_size(matrix), basis)
-    eigenvalues = ops.sum(basis * turned, axis=0)
-    order = ops.argsort(-eigenvalues)
-    vectors, _ = ops.qr(ops.take(turned, order, axis=1))
-    return order, with_signs(vectors)
+    cosines = product(ops.transpose(old), new)
+    small = ops.abs(cosines) <= _ROUNDING
+    return ops.where(small, ops.zeros_like(cosines), cosines)

@@ -74,8 +74,8 @@ def debiased_decay_rate(t, beta):
 
     `beta_t = beta * (1 - beta ** (t - 1)) / (1 - beta ** t)`, paper, section
     7.1. An average with this decay equals Adam's bias-corrected average at
-    every step. Evaluated as `(1 - beta) / (1 - beta ** t)`, without
-    cancellation.
+    every step. Evaluated as `1 / (1 + beta / (1 - beta) * (1 - beta ** (t -
+    1)))`, which has no cancellation and is exactly 1 at `t = 1`.
 
     Args:
         t: float32 scalar >= 1, the step.
@@ -84,7 +84,8 @@ def debiased_decay_rate(t, beta):
     Returns:
         float32 scalar in (0, 1]; 1 at `t = 1`, `1 - beta` in the limit.
     """
-    return (1.0 - beta) / -ops.expm1(t * math.log(beta))
+    before = -ops.expm1((t - 1.0) * math.log(beta))
+    return 1.0 / (1.0 + beta / (1.0 - beta) * before)
 
 
 def ema_weight(t, beta):

@@ -10,10 +10,10 @@ import math
 from keras import ops
 
 from keras_adafactor.functional import axis_groups
-from keras_adafactor.functional.eigenbasis import eigenvectors
+from keras_adafactor.functional.decompositions import eigenvectors
+from keras_adafactor.functional.decompositions import of_unit_size
 from keras_adafactor.functional.eigenbasis import gram
 from keras_adafactor.functional.eigenbasis import rotate
-from keras_adafactor.functional.eigenbasis import with_signs
 
 
 def matrix_of(shape):
@@ -37,19 +37,12 @@ def singular_vectors(matrix, axis, rank):
 
     From the Gram matrix of the axis: choose the shorter.
     """
-    # Of unit size: a square that is no float32 would be lost.
-    matrix = matrix / ops.max(ops.abs(matrix))
-    return eigenvectors(gram(matrix, axis), rank)
-
-
-def orthonormal_columns(noise):
-    """A basis of the space that the columns of a matrix span."""
-    return with_signs(ops.qr(noise)[0])
+    return eigenvectors(gram(of_unit_size(matrix), axis), rank)
 
 
 def largest_slices(matrix, axis, rank):
     """Indices of the rows (axis 0) or columns that have the largest norm."""
-    matrix = matrix / ops.max(ops.abs(matrix))
+    matrix = of_unit_size(matrix)
     norms = ops.sum(ops.square(matrix), axis=1 - axis)
     return largest_entries(norms, rank)
 

@@ -8,11 +8,13 @@ import math
 
 from keras import ops
 
+from keras_adafactor.functional.decompositions import eigenvectors
+from keras_adafactor.functional.decompositions import of_unit_size
+from keras_adafactor.functional.decompositions import orthonormal_columns
+from keras_adafactor.functional.decompositions import product
+from keras_adafactor.functional.decompositions import with_signs
 from keras_adafactor.functional.eigenbasis import cross_gram
-from keras_adafactor.functional.eigenbasis import eigenvectors
-from keras_adafactor.functional.eigenbasis import product
 from keras_adafactor.functional.eigenbasis import rotate
-from keras_adafactor.functional.eigenbasis import with_signs
 
 # The smallest norm that a vector is divided by.
 _MIN_NORM = 1e-8
@@ -21,9 +23,8 @@ _MIN_NORM = 1e-8
 def sketched_basis(g, axis, omega):
     """Right singular vectors of a sketch, after Halko et al., 2011.
 
-    With `A` the transposed unfolding of `g` along the axis and `Q` the
-    orthogonal factor of `A @ omega`, those of `Q Q^T A`. They are orthonormal
-    even where `A` has a lower rank.
+    With `A` the transposed unfolding of `g` along the axis and `Q` an
+    orthonormal basis of the columns of `A @ omega`, returns those of `Q^T A`.
 
     Args:
         g: Tensor, not zero everywhere, with at least `rank` elements for
@@ -32,13 +33,17 @@ def sketched_basis(g, axis, omega):
         omega: Tensor of shape (d, rank): noise, or a basis that was good.
 
     Returns:
-        Tensor of shape (d, rank), the vector of the largest value first.
+        Tensor of shape (d, rank), orthonormal columns, that of the largest
+        singular value first. NaN if a decomposition has failed.
     """
     a = ops.reshape(ops.moveaxis(g, axis, -1), (-1, g.shape[axis]))
-    a = a / ops.max(ops.abs(a))
-    q, _ = ops.qr(product(a, omega))
-    # B = Q^T A = R^T P^T: its vectors are those of the small R, turned by P.
-    p, r = ops.qr(product(ops.transpose(a), q))
+    a = of_unit_size(a)
+    q = orthonormal_columns(product(a, omega))
+    b = product(ops.transpose(a), q)
+    # B^T = Q^T A has its right singular vectors in the space of P. There they
+    # are the eigenvectors of R R^T, which is small.
+    p = orthonormal_columns(b)
+    r = product(ops.transpose(p), b)
     turn = eigenvectors(product(r, ops.transpose(r)))
     return with_signs(product(p, turn))
 

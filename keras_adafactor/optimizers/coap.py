@@ -24,8 +24,8 @@ from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
 from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional import axis_groups as grouping
-from keras_adafactor.functional.eigenbasis import product
 from keras_adafactor.functional.eigenbasis import rotate
+from keras_adafactor.functional.eigenbasis import turn
 from keras_adafactor.functional.matricization import grouped_axes
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
@@ -119,8 +119,10 @@ class COAP(UpdateRuleOptimizer):
         recalibrate_every: Integer >= 1, the changes from one sketch to the
             next (lambda). Defaults to 5.
         restore_state: Boolean, whether the moments are carried over from the
-            old basis to the new; else they keep their coordinates. Defaults
-            to `False`.
+            old basis to the new; else they keep their coordinates. Where a
+            direction of the new basis meets a second moment of almost zero,
+            `|M| / sqrt(V)` is then clipped, as with 8-bit state. Defaults to
+            `False`.
         scale: Float > 0, by which updates of projected variables are
             multiplied. Defaults to 1.0.
         beta_2_decay: Float < 0, the exponent of the increasing decay; this and
@@ -152,10 +154,15 @@ class COAP(UpdateRuleOptimizer):
     sketch of its unfolding, where the authors iterate until they fit one
     another. A refresh that is due waits for a gradient that is not zero
     everywhere, and `t` with it. Signs of a basis are fixed (its entries of
-    largest magnitude are positive), so that backends agree. As in the authors'
-    code a basis is not made orthonormal again after a step. Where the rank is
+    largest magnitude are positive), so that backends agree. With
+    `restore_state` updates are bounded. As in the authors' code a basis is not made orthonormal again after a step. Where the rank is
     above that of the gradients, a vector that these do not need has what little
     of them a step of the basis gives it, and Adam's ordinary steps with that.
+
+    If a sketch fails, the variable keeps its old basis, trains on, and tries
+    again in the next step; `failed_refreshes` counts that. If the first one
+    fails, its basis is the identity: the first `r` rows or columns are trained
+    until the next refresh.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.
@@ -237,6 +244,12 @@ class COAP(UpdateRuleOptimizer):
         """Whether the root of the second moment is kept, in its place."""
         return self.variant == "adamw" and self.state_dtype == "int8"
 
+    @property
+    def _is_bounded(self):
+        """Whether state may hold moments that no gradients have made."""
+        changed = self._rooted or self.restore_state
+        return changed and self.beta_1**2 < self.beta_2
+
     def _projection(self, shape, path):
         """The shape in which a variable is projected, and axis -> rank."""
         if len(shape) == 4:
@@ -301,7 +314,10 @@ class COAP(UpdateRuleOptimizer):
 
         for axis, rank in ranks.items():
             basis = StateSpec(
-                (working[axis], rank), (axes[axis], None), refreshed=True
+                (working[axis], rank),
+                (axes[axis], None),
+                initializer="identity",
+                refreshed=True,
             )
             spec[f"basis_{axis}"] = in_dtype(basis, self.state_dtype)
         return spec
@@ -343,9 +359,7 @@ class COAP(UpdateRuleOptimizer):
 
     def _restored(self, state, old, new):
         """The moments, projected back from the old bases and onto the new."""
-        turns = {
-            axis: product(ops.transpose(old[axis]), new[axis]) for axis in new
-        }
+        turns = {axis: turn(old[axis], new[axis]) for axis in new}
         restored = {"m": rotate(state["m"], turns)}
         if self.variant == "adamw":
             root = rotate(self._root(state), turns)
@@ -383,7 +397,7 @@ class COAP(UpdateRuleOptimizer):
         v = ema(v, ops.square(y), 1.0 - self.beta_2)
         root = ops.sqrt(v)
         u = m / (root + self.epsilon)
-        if self._rooted:
+        if self._is_bounded:
             largest = largest_quotient(self.beta_1, self.beta_2)
             u = ops.clip(u, -largest, largest)
         alpha = step.lr * bias_correction(step.t, self.beta_1, self.beta_2)

@@ -173,8 +173,8 @@ class SMMF(UpdateRuleOptimizer):
                 else state["m"]
             )
             log_decay = math.log(self.beta_1_growth) * (step.t - 1.0)
-            beta_1t = self.beta_1 * ops.exp(log_decay)
-            m = g + beta_1t * (old - g)
+            log_decay = log_decay + math.log(self.beta_1)
+            m = ops.exp(log_decay) * old - ops.expm1(log_decay) * g
             if factored:
                 new["m_row"], new["m_col"] = compress(ops.abs(m))
                 new["m_sign"] = ops.reshape(m, shape)

@@ -19,16 +19,17 @@ from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import update_second_moment
 from keras_adafactor.factored import whole_second_moment
 from keras_adafactor.functional.axis_groups import AxisGroups
-from keras_adafactor.functional.eigenbasis import eigenvectors
+from keras_adafactor.functional.decompositions import eigenvectors
+from keras_adafactor.functional.decompositions import power_step
 from keras_adafactor.functional.eigenbasis import gram
-from keras_adafactor.functional.eigenbasis import power_step
-from keras_adafactor.functional.eigenbasis import product
 from keras_adafactor.functional.eigenbasis import rotate
 from keras_adafactor.functional.eigenbasis import rotate_gradient
+from keras_adafactor.functional.eigenbasis import turn
 from keras_adafactor.functional.matricization import merge_neighbours
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
 from keras_adafactor.functional.moments import ema_weight
+from keras_adafactor.functional.moments import largest_quotient
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import MOMENTUM_DTYPES
@@ -55,12 +56,13 @@ class SOAP(UpdateRuleOptimizer):
     G' = Q_L^T G Q_R
     M' = beta_1 * M' + (1 - beta_1) * G'
     V  = beta_2 * V + (1 - beta_2) * G' ** 2
-    N  = Q_L (M' / (sqrt(V) + epsilon)) Q_R^T
+    N  = Q_L clip(M' / (sqrt(V) + epsilon)) Q_R^T
     x  = x - learning_rate * sqrt(1 - beta_2 ** t) / (1 - beta_1 ** t) * N
     L, R = averages of G G^T, G^T G with decay shampoo_beta
     every refresh_every updates:
-        sort the columns of Q, and V and M' with them, by q^T L q
-        Q = orthogonal factor of L Q;  M' rotated from the old basis
+        sort the columns of Q by q^T L q
+        Q' = orthogonal factor of L Q;  T = Q^T Q'
+        M' = T_L^T M' T_R;  V = (T_L ** 2)^T V (T_R ** 2);  Q = Q'
     ```
 
     State, with `d` the size of an axis that has a basis:
@@ -98,6 +100,19 @@ class SOAP(UpdateRuleOptimizer):
             one the rule is Adam's. Defaults to `False`.
         normalize_updates: Boolean, whether an update is divided by its RMS.
             Helps where bases are refreshed seldom. Defaults to `False`.
+        carry_second_moment: Boolean, whether a refresh carries the second
+            moment over to the new basis: entry `j` becomes the mean of the old
+            entries, weighted by the squares of the new vector's coordinates in
+            the old basis. With `False`, as in the paper, only its entries are
+            sorted. A new vector that meets an old entry of almost zero then
+            makes steps of up to hundreds of learning rates, for instance in a
+            network whose units are mostly dead. Defaults to `True`.
+        bound_updates: Boolean, whether `|M'| / sqrt(V)` is clipped at the
+            largest value it can have in a basis that stays:
+            `(1 - beta_1) / sqrt((1 - beta_2) * (1 - beta_1 ** 2 / beta_2))`,
+            which is 1 for the defaults. It changes nothing but steps after a
+            refresh. There is no such value, and no bound, unless
+            `beta_1 ** 2 < beta_2`. Defaults to `True`.
         momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the first
             moment is stored; in 8 bits as its quotient by
             `sqrt(V) + epsilon`, whose entries are of one size. Defaults to
@@ -106,15 +121,22 @@ class SOAP(UpdateRuleOptimizer):
             where it is not factored. Defaults to `"float32"`.
         **kwargs: See `UpdateRuleOptimizer`.
 
-    Deviations from the paper, all as in the authors' code, which made its
-    figures: the first call only sets the bases up; epsilon is outside the root;
-    a refresh sorts. Their default weight decay of 0.01 is none here. Unlike
-    that code the first moment is kept in the eigenbasis, which saves a
-    rotation a step and gives the same numbers; the first bases of more than
-    256 rows come from ten steps of orthogonal iteration; and coordinates of a
+    Deviations from the paper, as in the authors' code, which made its figures:
+    the first call only sets the bases up; epsilon is outside the root; a
+    refresh sorts. Their default weight decay of 0.01 is none here.
+
+    Deviations from that code: the first moment is kept in the eigenbasis, which
+    saves a rotation a step and gives the same numbers. The first bases of more
+    than 256 rows come from ten steps of orthogonal iteration. Coordinates of a
     gradient under 1e-5 of its norm are 0, and so is the update along an index
     that never had a gradient: divided by the root of their own square, what
-    float32 leaves there would be steps of ordinary size.
+    float32 leaves there would be steps of ordinary size. See also
+    `carry_second_moment` and `bound_updates`, which can be turned off.
+
+    If a decomposition fails, the variable keeps its old bases, trains on, and
+    tries again in the next step; `failed_refreshes` counts that. If the first
+    one fails, its bases are the identity, in which the rule is Adam's. Entries
+    of a gradient below 1e-19 count as zero: their squares underflow.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -149,6 +171,8 @@ class SOAP(UpdateRuleOptimizer):
         factored: bool = False,
         precondition_1d: bool = False,
         normalize_updates: bool = False,
+        carry_second_moment: bool = True,
+        bound_updates: bool = True,
         momentum_dtype: StateDtype = "float32",
         second_moment_dtype: Literal["float32", "bfloat16"] = "float32",
         **kwargs: Unpack[OptimizerKeywords],
@@ -171,6 +195,10 @@ class SOAP(UpdateRuleOptimizer):
         self.normalize_updates = check_boolean(
             "normalize_updates", normalize_updates
         )
+        self.carry_second_moment = check_boolean(
+            "carry_second_moment", carry_second_moment
+        )
+        self.bound_updates = check_boolean("bound_updates", bound_updates)
         self.momentum_dtype = check_choice(
             "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
         )
@@ -222,6 +250,7 @@ class SOAP(UpdateRuleOptimizer):
                 spec[f"{name}_{axis}"] = StateSpec(
                     square,
                     (along, None),
+                    initializer="identity" if name == "basis" else "zeros",
                     sees_gradient=name == "gram" and axis == axes[0],
                     refreshed=True,
                 )
@@ -254,13 +283,18 @@ class SOAP(UpdateRuleOptimizer):
         def again():
             new = self._in_working_shape(state, shape)
             m = self._first_moment(new)
+            turns = {}
             with full_precision():
                 for axis in axes:
                     old = state[f"basis_{axis}"]
                     order, basis = power_step(state[f"gram_{axis}"], old)
                     new[f"basis_{axis}"] = basis
-                    m = rotate(m, {axis: product(ops.transpose(old), basis)})
-                    new |= self._sorted(new, axis, order)
+                    turns[axis] = turn(old, basis)
+                    if not self.carry_second_moment:
+                        new |= self._sorted(new, axis, order)
+                if self.carry_second_moment:
+                    new |= self._carried(new, turns)
+                m = rotate(m, turns)
             return new | {"m": self._kept_of(m, new)}
 
         def flat(branch):
@@ -278,6 +312,17 @@ class SOAP(UpdateRuleOptimizer):
             return {"v": ops.take(state["v"], order, axis=axis)}
         name = ("v_row", "v_col")[axis]
         return {name: ops.take(state[name], order)}
+
+    def _carried(self, state, turns):
+        """The second moment in the new basis, had it no correlations."""
+        squared = {axis: ops.square(t) for axis, t in turns.items()}
+        if "v" in state:
+            return {"v": rotate(state["v"], squared)}
+        return {
+            f"v_{side}": rotate(state[f"v_{side}"], {0: squared[axis]})
+            for axis, side in enumerate(("row", "col"))
+            if axis in squared
+        }
 
     def update_rule(self, g, x, state, step):
         shape = tuple(g.shape)
@@ -350,7 +395,11 @@ class SOAP(UpdateRuleOptimizer):
         There a refresh may leave momentum of a neighbour.
         """
         root = self._root(state)
-        return ops.where(root > 0, m / (root + self.epsilon), 0.0)
+        u = ops.where(root > 0, m / (root + self.epsilon), 0.0)
+        if self.bound_updates and self.beta_1**2 < self.beta_2:
+            largest = largest_quotient(self.beta_1, self.beta_2)
+            u = ops.clip(u, -largest, largest)
+        return u
 
     @property
     def _keeps_quotient(self):

@@ -18,6 +18,7 @@ from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
 from keras_adafactor.backend import full_precision
 from keras_adafactor.functional import projection
+from keras_adafactor.functional.decompositions import orthonormal_columns
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.storage import MOMENTUM_DTYPES
@@ -103,12 +104,15 @@ class SubspaceMomentum(UpdateRuleOptimizer):
     Deviations from the paper: variables of more than two axes are seen as the
     matrix whose rows and columns are fewest together. Singular vectors come
     from the Gram matrix of the shorter side, which mixes those of singular
-    values under 1e-3 of the largest. Of more than 256 rows they are what ten
-    steps of orthogonal iteration find, which leaves vectors of nearly equal
-    values mixed: of noise, whose values all are, (1024, 512) at rank 128, they
-    hold 0.504 of the square of the gradient where the best hold 0.507. The
-    authors' code means to set the momentum to zero at a refresh and misses;
-    here it is.
+    values under 1e-3 of the largest. Of more than 256 rows, orthogonal
+    iteration finds vectors that hold as much of the square of the gradient as
+    the exact ones, within 1e-3. The authors' code means to set the momentum to
+    zero at a refresh and misses; here it is.
+
+    If a decomposition fails, the variable keeps its old basis and momentum,
+    trains on, and tries again in the next step; `failed_refreshes` counts that.
+    If the first one fails, its basis is the identity: momentum is kept of the
+    first `rank` rows or columns until the next refresh.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.
@@ -181,7 +185,11 @@ class SubspaceMomentum(UpdateRuleOptimizer):
             return {"m": m} | v
         sizes, axes = map(list, matrix)
         axis = self._axis(sizes)
-        basis = StateSpec((sizes[axis], self.rank), (axes[axis], None))
+        basis = StateSpec(
+            (sizes[axis], self.rank),
+            (axes[axis], None),
+            initializer="identity",
+        )
         if self.basis in INDEX_KINDS:
             basis = StateSpec((self.rank,), (None,), "int32")
         apart = subset_moment.apart(tuple(sizes), self.subsets)
@@ -218,7 +226,7 @@ class SubspaceMomentum(UpdateRuleOptimizer):
             if self.basis == "svd":
                 return projection.singular_vectors(g, axis, self.rank)
             noise = ops.cast(step.normal((size, self.rank)), g.dtype)
-            return projection.orthonormal_columns(noise)
+            return orthonormal_columns(noise)
 
     def update_rule(self, g, x, state, step):
         a, new = self._direction(g, state)

@@ -86,6 +86,13 @@ ROWS = [
     ),
     _row("soap_without_bases", lambda shape: [], max_precondition_dim=0),
     _row(
+        "soap_sorted_and_unbounded",
+        all_axes,
+        carry_second_moment=False,
+        bound_updates=False,
+        refresh_every=3,
+    ),
+    _row(
         "soap_normalized",
         all_axes,
         normalize_updates=True,
@@ -120,4 +127,6 @@ STATE_BYTES = [
 
 
 def golden(arguments, hyper):
-    return SOAP(**arguments)
+    # The authors' code sorts the second moment, and bounds nothing.
+    theirs = {"carry_second_moment": False, "bound_updates": False}
+    return SOAP(**theirs, **arguments)

@@ -28,7 +28,8 @@ class SOAP:
     refresh the basis and the second moment are sorted by the estimated
     eigenvalues; decoupled weight decay, after the step. Ours: axes are merged
     only where there are more than two; of equal sides the first is the
-    smaller.
+    smaller; at a refresh the second moment is carried over as if its entries
+    were not correlated; and an update is bounded as in a basis that stays.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class SOAP:
         merge_axes=False,
         factored=False,
         normalize_updates=False,
+        carry_second_moment=True,
+        bound_updates=True,
         weight_decay=0.0,
     ):
         self.__dict__.update(locals())
@@ -97,6 +100,12 @@ class SOAP:
         if self.factored and v.ndim == 2:
             v = rank_1(v)
         u = self.rotated(self.m) / (np.sqrt(v) + self.epsilon)
+        if self.bound_updates and self.beta_1**2 < self.beta_2:
+            # Cauchy and Schwarz: the weights of both averages, summed.
+            k = np.arange(5000)
+            bound = (1 - self.beta_1) / np.sqrt(1 - self.beta_2)
+            bound *= np.sqrt(np.sum((self.beta_1**2 / self.beta_2) ** k))
+            u = np.clip(u, -bound, bound)
         u = self.rotated(u, back=True)
         if self.normalize_updates:
             u = u / (rms(u) + 1e-30)
@@ -115,5 +124,10 @@ class SOAP:
             q = self.basis[a]
             eigenvalues = np.diag(q.T @ gram @ q)
             order = np.argsort(-eigenvalues, kind="stable")
-            self.v = np.take(self.v, order, a)
             self.basis[a] = np.linalg.qr(gram @ q[:, order])[0]
+            if self.carry_second_moment:
+                squares = (q.T @ self.basis[a]) ** 2
+                v = np.tensordot(squares.T, self.v, (1, a))
+                self.v = np.moveaxis(v, 0, a)
+            else:
+                self.v = np.take(self.v, order, a)
