@@ -4,12 +4,64 @@ Images with an empty border, embeddings of which a batch uses a few rows, dead
 units and channels, one-hot inputs: random gradients are like none of these.
 Loss and gradients are computed by numpy, from the same data and the same start
 on every backend, so that what differs is the optimizer.
+
+    KERAS_BACKEND=torch python -m benchmarks.programs
+
+trains all optimizers on them, prints the losses at the end, and writes
+`results/programs_<backend>.json` beside this file. The tests train again, and
+compare with what the other backends have found.
 """
 
+import functools
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import keras
 import numpy as np
+from keras import ops
+
+import keras_adafactor
+from benchmarks import records
+from benchmarks import tables
+
+STEPS = 40
+# The loss at the end is the mean over so many steps.
+LAST = 10
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def _of(name, learning_rate, **arguments):
+    return functools.partial(
+        getattr(keras_adafactor, name), learning_rate, **arguments
+    )
+
+
+# Ranks below those of the parameters, and refreshes within these few steps.
+OPTIMIZERS = {
+    "Adafactor": _of("Adafactor", 0.03),
+    "CAME": _of("CAME", 3e-3),
+    "SMMF": _of("SMMF", 3e-3),
+    "HFac": _of("HFac", 3e-3),
+    "SubsetNorm": _of("SubsetNorm", 1e-2),
+    "FAdam": _of("FAdam", 1e-3),
+    "Signum": _of("Signum", 1e-3),
+    "Lion": _of("Lion", 1e-3),
+    "Adalayer": _of("Adalayer", 3e-3),
+    "SubspaceMomentum": _of("SubspaceMomentum", 1e-2, rank=4, refresh_every=10),
+    "COAP": _of("COAP", 3e-3, rank=4, refresh_every=3, recalibrate_every=3),
+    "COAP, restored": _of(
+        "COAP",
+        3e-3,
+        rank=4,
+        refresh_every=3,
+        recalibrate_every=3,
+        restore_state=True,
+    ),
+    "SOAP": _of("SOAP", 3e-3),
+    "SOAP, int8": _of("SOAP", 3e-3, momentum_dtype="int8"),
+    "SOAP, refreshed always": _of("SOAP", 3e-3, refresh_every=1),
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +134,7 @@ def images(rng):
 def bag_of_words(rng):
     frequencies = 1.0 / np.arange(1, 401)
     x = rng.poisson(4.0 * frequencies, size=(2048, 400)).astype("float64")
-    return _linear("bag of words", rng, x, 4)
+    return _linear("bag of words", rng, x, 6)
 
 
 def one_hot(rng):
@@ -223,3 +275,128 @@ def programs(seed=0):
         Program(p.name, [x.astype("float32") for x in p.starts], p.loss)
         for p in made
     ]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of one program.
+
+    Attributes:
+        name: Of the program.
+        loss: Float, the mean over the last steps.
+        largest_change: Float, of any weight in any step.
+    """
+
+    name: str
+    loss: float
+    largest_change: float
+
+
+def train(optimizer, make_step, steps=STEPS):
+    """Trains all programs at a time, with one optimizer.
+
+    Args:
+        optimizer: `keras.optimizers.Optimizer`, not yet built.
+        make_step: Function of the optimizer and a list of variables that
+            returns a function of a list of gradients.
+        steps: Int.
+
+    Returns:
+        List of `Trained`, one a program.
+    """
+    todo = programs()
+    variables = [[keras.Variable(x) for x in p.starts] for p in todo]
+    take = make_step(optimizer, sum(variables, []))
+    losses = [[] for _ in todo]
+    largest = [0.0] * len(todo)
+    before = [p.starts for p in todo]
+    for step in range(steps):
+        gradients = []
+        for i, program in enumerate(todo):
+            exact = [x.astype("float64") for x in before[i]]
+            loss, found = program.loss(step, exact)
+            losses[i].append(loss)
+            gradients += found
+        take([ops.convert_to_tensor(g.astype("float32")) for g in gradients])
+        after = [[ops.convert_to_numpy(v) for v in own] for own in variables]
+        for i, pairs in enumerate(zip(before, after, strict=True)):
+            changes = [np.abs(a - b).max() for a, b in zip(*pairs, strict=True)]
+            largest[i] = max(largest[i], *map(float, changes))
+        before = after
+    return [
+        Trained(program.name, statistics.fmean(found[-LAST:]), change)
+        for program, found, change in zip(todo, losses, largest, strict=True)
+    ]
+
+
+def compiled_step(optimizer, variables):
+    """A step as `fit` compiles it; PyTorch's is not compiled."""
+    optimizer.build(variables)
+    if keras.backend.backend() == "torch":
+        return optimizer.apply
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf  # noqa: PLC0415
+
+        return tf.function(optimizer.apply)
+    import jax  # noqa: PLC0415
+
+    stateless = jax.jit(optimizer.stateless_apply)
+    both = [*variables, *optimizer.variables]
+
+    def take(gradients):
+        state = [v.value for v in optimizer.variables]
+        weights, state = stateless(
+            state, gradients, [v.value for v in variables]
+        )
+        for variable, value in zip(both, [*weights, *state], strict=True):
+            variable.assign(value)
+
+    return take
+
+
+def result_name(backend):
+    return f"programs_{backend}"
+
+
+def losses_of(backend):
+    """Optimizer -> program -> loss at the end, as it was measured."""
+    return records.load(result_name(backend)).get("losses", {})
+
+
+def table():
+    """Losses at the end, mean and range over the backends, as Markdown."""
+    found = [losses_of(backend) for backend in BACKENDS]
+    names = [p.name for p in programs()]
+    rows = []
+    for optimizer in OPTIMIZERS:
+        row = [f"`{optimizer}`"]
+        for name in names:
+            losses = [losses[optimizer][name] for losses in found]
+            mean = statistics.fmean(losses)
+            apart = 100 * (max(losses) - min(losses)) / mean
+            row.append(f"{mean:.4g} ({apart:.1g} %)")
+        rows.append(row)
+    return tables.markdown(["", *names], rows)
+
+
+def main():
+    losses = {}
+    for name, make in OPTIMIZERS.items():
+        optimizer = make()
+        trained = train(optimizer, compiled_step)
+        losses[name] = {program.name: program.loss for program in trained}
+        rate = float(optimizer.learning_rate)
+        print(f"{name}: {int(optimizer.failed_refreshes)} failed refreshes")
+        for program in trained:
+            print(
+                f"    {program.name:32} loss {program.loss:.4f}, largest "
+                f"change {program.largest_change / rate:.1f} learning rates",
+                flush=True,
+            )
+    backend = keras.backend.backend()
+    result = {"steps": STEPS, "last": LAST, "losses": losses}
+    print(f"written to {records.save(result_name(backend), result)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -164,7 +164,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
       mean over the variables, and the share of variables whose update was
       clipped; from an `Adafactor` with `record_update_rms=True`.
     - `skipped_updates`: those so far, for NaN or infinity in a gradient.
-    - `failed_refreshes`: those so far, from an optimizer that refreshes a basis.
+    - `failed_refreshes`: those so far, from an optimizer that has bases.
     - `loss_scale`: that of a `LossScaleOptimizer`.
 
     Variable by variable they are in `report`, which prints as a table, and in

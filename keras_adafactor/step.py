@@ -239,20 +239,20 @@ def _refresh(plan, g, x, slots, step, finite):
         usable = ops.logical_and(_has_finite_square(g), ops.max(ops.abs(g)) > 0)
         safe = backend.select(usable, g, ops.ones_like(g))
         new = plan.rule.refresh(safe, x, _decode(plan, slots, dtype), step)
-        succeeded = []
+        succeeded: Any = ops.convert_to_tensor(True)
         for name, spec in specs.items():
             # Before it is stored: codes of NaN have a scale of NaN.
             if "float" in keras.backend.standardize_dtype(new[name].dtype):
-                succeeded.append(ops.all(ops.isfinite(new[name])))
+                is_finite = ops.all(ops.isfinite(new[name]))
+                succeeded = ops.logical_and(succeeded, is_finite)
                 initializer = keras.initializers.get(spec.initializer)
                 initial = ops.cast(initializer(spec.shape), new[name].dtype)
-                new[name] = backend.select(succeeded[-1], new[name], initial)
+                new[name] = backend.select(is_finite, new[name], initial)
         encoded = {
             stored_name: tensor
             for name, spec in specs.items()
             for stored_name, tensor in _encoded(plan, name, new[name], step)
         }
-        succeeded = functools.reduce(ops.logical_and, succeeded, True)
         first = ops.equal(step.count, 0)
         taken = ops.logical_and(usable, ops.logical_or(succeeded, first))
         kept = [backend.select(taken, encoded[name], old[name]) for name in old]

@@ -92,7 +92,6 @@ def test_agrees_with_pytorch_optimizer():
         1e-2,
         refresh_every=2,
         weight_decay=0.1,
-        carry_second_moment=False,
         bound_updates=False,
     )
     got = trace(ours, x, gradients)
@@ -208,7 +207,6 @@ def test_low_precision_state_is_close_to_float32(arguments, apart):
         ({"factored": None}, "`factored` must be a boolean"),
         ({"precondition_1d": 0}, "`precondition_1d` must be a boolean"),
         ({"normalize_updates": 0}, "`normalize_updates` must be a boolean"),
-        ({"carry_second_moment": 2}, "`carry_second_moment` must be a bool"),
         ({"bound_updates": None}, "`bound_updates` must be a boolean"),
         ({"momentum_dtype": "float16"}, "`momentum_dtype` must be one of"),
         ({"second_moment_dtype": "int8"}, "`second_moment_dtype` must be one"),

@@ -155,9 +155,10 @@ class COAP(UpdateRuleOptimizer):
     another. A refresh that is due waits for a gradient that is not zero
     everywhere, and `t` with it. Signs of a basis are fixed (its entries of
     largest magnitude are positive), so that backends agree. With
-    `restore_state` updates are bounded. As in the authors' code a basis is not made orthonormal again after a step. Where the rank is
-    above that of the gradients, a vector that these do not need has what little
-    of them a step of the basis gives it, and Adam's ordinary steps with that.
+    `restore_state` updates are bounded. As in the authors' code a basis is not
+    made orthonormal again after a step. Where the rank is above that of the
+    gradients, a vector that these do not need has what little of them a step of
+    the basis gives it, and Adam's ordinary steps with that.
 
     If a sketch fails, the variable keeps its old basis, trains on, and tries
     again in the next step; `failed_refreshes` counts that. If the first one

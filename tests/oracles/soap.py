@@ -28,8 +28,7 @@ class SOAP:
     refresh the basis and the second moment are sorted by the estimated
     eigenvalues; decoupled weight decay, after the step. Ours: axes are merged
     only where there are more than two; of equal sides the first is the
-    smaller; at a refresh the second moment is carried over as if its entries
-    were not correlated; and an update is bounded as in a basis that stays.
+    smaller; and an update is bounded as in a basis that stays.
     """
 
     def __init__(
@@ -47,7 +46,6 @@ class SOAP:
         merge_axes=False,
         factored=False,
         normalize_updates=False,
-        carry_second_moment=True,
         bound_updates=True,
         weight_decay=0.0,
     ):
@@ -125,9 +123,4 @@ class SOAP:
             eigenvalues = np.diag(q.T @ gram @ q)
             order = np.argsort(-eigenvalues, kind="stable")
             self.basis[a] = np.linalg.qr(gram @ q[:, order])[0]
-            if self.carry_second_moment:
-                squares = (q.T @ self.basis[a]) ** 2
-                v = np.tensordot(squares.T, self.v, (1, a))
-                self.v = np.moveaxis(v, 0, a)
-            else:
-                self.v = np.take(self.v, order, a)
+            self.v = np.take(self.v, order, a)
