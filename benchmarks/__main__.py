@@ -57,6 +57,11 @@ BENCHMARKS = {
         "10 minutes",
         ("tensorflow", "jax"),
     ),
+    "programs": Benchmark(
+        "losses on small programs with gradients as models have them",
+        "10 minutes",
+        BACKENDS,
+    ),
     "scaling": Benchmark(
         "the step from 1e5 to 1e9 parameters, from 1 to 256 chips",
         "half an hour",

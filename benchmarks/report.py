@@ -20,6 +20,7 @@ from benchmarks import family_report
 from benchmarks import learning_rates
 from benchmarks import optimizers
 from benchmarks import paper_claims
+from benchmarks import programs
 from benchmarks import records
 from benchmarks import refresh_cost
 from benchmarks import state_bytes
@@ -341,6 +342,7 @@ TABLES = (
     Table("docs/memory_and_speed.md", "tpu compile", tpu_compile),
     Table("docs/memory_and_speed.md", "small transformer", small_transformer),
     Table("docs/which_optimizer.md", "family cost", family_cost),
+    Table("docs/which_optimizer.md", "programs", programs.table),
     Table("README.md", "speed", speed),
     Table("examples/translation/README.md", "data input", data_input.table),
     Table(
