@@ -374,7 +374,8 @@ def table():
             losses = [losses[optimizer][name] for losses in found]
             mean = statistics.fmean(losses)
             apart = 100 * (max(losses) - min(losses)) / mean
-            row.append(f"{mean:.4g} ({apart:.1g} %)")
+            bracket = f" ({apart:.1g} %)" if apart >= 0.01 else ""
+            row.append(f"{mean:.4g}{bracket}")
         rows.append(row)
     return tables.markdown(["", *names], rows)
 
