@@ -430,3 +430,15 @@ def test_rotation_along_every_axis_is_undone():
     )
     again = eigenbasis.rotate(rotated, bases, back=True)
     np.testing.assert_allclose(ops.convert_to_numpy(again), x, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.99, 0.999, 1 - 1e-7])
+def test_debiased_decay_rate_is_exact_at_the_first_step(beta):
+    steps = np.array([1, 2, 10, 1000], "float32")
+    got = [
+        float(moments.debiased_decay_rate(ops.convert_to_tensor(t), beta))
+        for t in steps
+    ]
+    assert got[0] == 1.0
+    expected = (1 - beta) / -np.expm1(steps.astype("float64") * np.log(beta))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)

@@ -4,6 +4,7 @@ import copy
 import functools
 import inspect
 import json
+import pathlib
 import pickle
 import typing
 import warnings
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_adafactor import SOAP
 from keras_adafactor import Adafactor
 from keras_adafactor import AdamWRule
 from keras_adafactor import AxisGroups
@@ -827,3 +829,22 @@ def test_tensorflow_checkpoint_resumes_bit_for_bit(tmp_path):
     fit(model, given)
     fit(resumed, given)
     assert_same_state(model, resumed)
+
+
+# Made by version 0.1.0: a dense layer (4, 3) after four steps of
+# `SOAP(0.01, refresh_every=2)`.
+OLD_FILE = pathlib.Path(__file__).parent / "data" / "soap_0.1.0.keras"
+
+
+def test_file_of_0_1_0_without_a_counter_of_failures_loads():
+    model = keras.models.load_model(OLD_FILE)
+    optimizer = model.optimizer
+    assert type(optimizer) is SOAP and optimizer.refresh_every == 2
+    assert int(as_numpy(optimizer.iterations)) == 4
+    assert int(as_numpy(optimizer.failed_refreshes)) == 0
+    (_, slots), _ = optimizer.slots()
+    basis = as_numpy(slots["basis_0"])
+    np.testing.assert_allclose(basis.T @ basis, np.eye(4), atol=1e-5)
+    assert int(as_numpy(slots["count"])) == 4
+    model.fit(np.ones((8, 4)), np.ones((8, 3)), batch_size=2, verbose=0)
+    assert int(as_numpy(optimizer.iterations)) == 8

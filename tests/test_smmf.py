@@ -73,3 +73,15 @@ def test_prime_and_tiny_sizes_step(shape, zero_sign):
 def test_refuses_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         SMMF(**arguments)
+
+
+def test_momentum_with_a_decay_near_1_keeps_its_digits():
+    # `g + beta_1 * (m - g)` rounds as `g`, which is 1e7 times `m`, does.
+    x, beta_1 = np.zeros(3, "float32"), 1 - 1e-7
+    gradients = [np.array([1.0, 10.0, 1000.0], "float32")] * 2
+    optimizer = SMMF(
+        1e-3, beta_1=beta_1, beta_1_growth=1.0, reshape_vectors=False
+    )
+    harness.run(optimizer, [x], [[g] for g in gradients], harness.MODE)
+    expected = (1 - beta_1**2) * gradients[0].astype("float64")
+    np.testing.assert_allclose(harness.slot(optimizer, "m"), expected, 1e-5)

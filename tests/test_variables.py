@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_adafactor import SOAP
 from keras_adafactor import Adafactor
+from keras_adafactor import OptimizerMonitor
+from keras_adafactor.optimizers import soap
 from tests import harness
 from tests import oracles
+from tests.probe import as_numpy
 from tests.probe import fit
 from tests.probe import gradients
 from tests.probe import probe_model
@@ -136,3 +140,21 @@ def test_run_without_skips_or_without_a_guard_says_nothing():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*skipped")
         fit(model, gradients(2, {"bias": (3,)}))
+
+
+def test_failed_refreshes_are_counted_shown_and_warned_of(monkeypatch):
+    def fails(matrix, basis):
+        return ops.arange(len(basis)), basis * float("nan")
+
+    monkeypatch.setattr(soap, "power_step", fails)
+    model = probe_model(
+        {"kernel": np.ones((3, 2), "float32")}, SOAP(refresh_every=2)
+    )
+    monitor = OptimizerMonitor(log_freq=1)
+    with pytest.warns(UserWarning, match="old basis in 3 refreshes"):
+        fit(model, gradients(6, {"kernel": (3, 2)}), callbacks=[monitor])
+    # Due in the fourth step, and then again in every step.
+    assert int(as_numpy(model.optimizer.failed_refreshes)) == 3
+    assert monitor.report.logs()["failed_refreshes"] == 3
+    kernel = as_numpy(model.trainable_variables[0])
+    assert np.isfinite(kernel).all() and (kernel != 1.0).all()
