@@ -124,7 +124,7 @@ def _linear(name, rng, x, classes, **settings):
 
 
 def images(rng):
-    """28 x 28 pixels with an empty border; 304 rows for one decomposition."""
+    """28 x 28 pixels with an empty border: 784 rows, of which 256 are used."""
     x = np.zeros((2048, 28, 28))
     ink = rng.random((2048, 16, 16)) < 0.3
     x[:, 6:22, 6:22] = ink * rng.random((2048, 16, 16))
@@ -248,7 +248,7 @@ def constant(rng):
     slope /= np.abs(slope).sum()
 
     def loss(step, parameters):
-        # From 1: a loss to compare with by its quotient.
+        # Starts at 10, so that losses can be compared by their ratio.
         return 10.0 + (slope * parameters[0]).sum(), [slope]
 
     return Program("a constant gradient", [np.zeros((30, 12))], loss)

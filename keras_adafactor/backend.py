@@ -94,9 +94,9 @@ if keras.backend.backend() == "torch":
         return tensor.untyped_storage().data_ptr()
 
     def eigh(matrix):
-        """Eigenvalues, ascending, and eigenvectors; NaN if it fails.
+        """Eigenvalues, ascending, and eigenvectors of a finite matrix.
 
-        TensorFlow and JAX return NaN for a matrix of NaN. PyTorch raises.
+        Returns NaN if the iteration does not converge, where PyTorch raises.
         """
         try:
             return torch.linalg.eigh(matrix)

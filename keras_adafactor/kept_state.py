@@ -48,10 +48,12 @@ class KeptVariable:
 
     @property
     def has_statistics(self):
-        """Whether there is anything but 0."""
+        """Whether anything that begins at 0 is not 0 any more."""
         return not self.specs or any(
             bool(ops.any(ops.convert_to_tensor(slot) != 0))
-            for slot in self.slots.values()
+            for name, spec in self.specs.items()
+            if spec.initializer == "zeros"
+            for slot in self.stored(name).values()
         )
 
     @property

@@ -180,6 +180,11 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                     aggregation="only_first_replica",
                     name="skipped_updates",
                 )
+            self._kept = [
+                self._keep(*row)
+                for row in zip(plans, arrays, variables, strict=True)
+            ]
+            # After the slots: in a `tf.train.Checkpoint` their positions count.
             if any(plan.refreshes for plan in plans):
                 self._failed_refreshes = self.add_variable(
                     shape=(),
@@ -187,10 +192,6 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                     aggregation="only_first_replica",
                     name=saved_state.FAILED_REFRESHES,
                 )
-            self._kept = [
-                self._keep(*row)
-                for row in zip(plans, arrays, variables, strict=True)
-            ]
             self._accumulated_gradients = [k.accumulator for k in self._kept]
         saved_state.load_waiting(self, made_before)
 
@@ -311,8 +312,9 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
 
         An integer `keras.Variable`, or 0 before the optimizer is built and for
         rules without a refresh. If a decomposition fails, the variable keeps
-        its old basis and the next step tries again. Where there is no old
-        basis, it takes the identity.
+        its old basis and the next step tries again; until then the count of its
+        steps, and with it the bias correction, stays. A variable without a
+        basis gets the identity until the next regular refresh.
         """
         return 0 if self._failed_refreshes is None else self._failed_refreshes
 
@@ -556,9 +558,9 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             )
         if failed := self._count_since_warned("failed_refreshes"):
             warnings.warn(
-                f"Optimizer '{self.name}' kept the old basis in {failed} "
-                "refreshes, because a decomposition failed; "
-                "`failed_refreshes` counts them.",
+                f"Optimizer '{self.name}' could not compute a new basis in "
+                f"{failed} refreshes and trained on with the old one, or the "
+                "identity; `failed_refreshes` counts them.",
                 stacklevel=3,
             )
 

@@ -13,6 +13,7 @@ from keras_adafactor import COAP
 from keras_adafactor import SOAP
 from keras_adafactor import SubspaceMomentum
 from tests import harness
+from tests.matrices import matrices
 from tests.probe import as_numpy
 
 # Settings with a basis, and whether the basis stays orthonormal in between.
@@ -60,7 +61,8 @@ def test_losses_agree_on_all_backends(name, mode):
         assert np.isfinite(program.loss), program
         for backend in programs.BACKENDS if not eager else ():
             expected = programs.losses_of(backend)[name][program.name]
-            assert program.loss == pytest.approx(expected, rel=0.05), backend
+            apart = 0.03 if name in WITH_BASIS else 1e-5
+            assert program.loss == pytest.approx(expected, rel=apart), backend
         if name in WITH_BASIS:
             rate = float(as_numpy(optimizer.learning_rate))
             assert program.largest_change < 10 * rate, program
@@ -144,29 +146,30 @@ def test_fit_goes_down_with_orthonormal_bases(model, make):
 
 @pytest.mark.parametrize(
     ("exponent", "dtype"),
-    [(-18, "float32"), (18, "float32"), (0, "bfloat16")],
+    [(-15, "float32"), (17, "float32"), (0, "bfloat16")],
 )
 @pytest.mark.parametrize(
-    "make",
+    ("make", "arguments"),
     [
-        lambda: SOAP(1e-3, refresh_every=2),
-        lambda: COAP(1e-3, rank=4, refresh_every=2, recalibrate_every=2),
-        lambda: COAP(
-            1e-3,
-            rank=4,
-            refresh_every=2,
-            recalibrate_every=2,
-            restore_state=True,
-            state_dtype="bfloat16",
+        (SOAP, {}),
+        (COAP, {"rank": 4, "recalibrate_every": 2}),
+        (
+            COAP,
+            {
+                "rank": 4,
+                "recalibrate_every": 2,
+                "restore_state": True,
+                "state_dtype": "bfloat16",
+            },
         ),
-        lambda: SubspaceMomentum(1e-3, rank=4, refresh_every=2),
+        (SubspaceMomentum, {"rank": 4}),
     ],
     ids=["SOAP", "COAP", "COAP-restored", "SubspaceMomentum"],
 )
-def test_any_rank_and_scale_leaves_weights_finite(make, exponent, dtype):
+def test_any_rank_and_scale_leaves_weights_finite(
+    make, arguments, exponent, dtype
+):
     """Every matrix as a gradient, twice and then the next one."""
-    from tests.matrices import matrices  # noqa: PLC0415
-
     found = matrices(24, 16)
     names = list(found)
     halves = names[: len(names) // 2 + 1], names[len(names) // 2 :]
@@ -174,13 +177,15 @@ def test_any_rank_and_scale_leaves_weights_finite(make, exponent, dtype):
         [10.0**exponent * found[half[i // 2]] for half in halves]
         for i in range(2 * len(halves[0]))
     ]
-    rows = [[np.clip(g, -1e18, 1e18) for g in row] for row in rows]
-    optimizer = make()
+    rows = [[np.clip(g, -1e17, 1e17) for g in row] for row in rows]
+    optimizer = make(1e-3, epsilon=1e-30, refresh_every=2, **arguments)
     starts = [np.ones((24, 16), "float32")] * 2
     variables = harness.run(optimizer, starts, rows, harness.MODE, dtype)
     for value in harness.values(variables):
-        assert np.abs(value - 1.0).max() < 10 * 1e-3 * len(rows)
+        moved = np.abs(value - 1.0).max()
+        assert 1e-3 < moved < 10 * 1e-3 * len(rows)
     assert int(optimizer.failed_refreshes) == 0
+    assert int(optimizer.skipped_updates) == 0
     for basis in bases_of(optimizer):
-        if not isinstance(optimizer, COAP):
+        if make is not COAP:
             assert orthonormality_error(basis) < 1e-4

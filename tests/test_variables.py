@@ -151,7 +151,7 @@ def test_failed_refreshes_are_counted_shown_and_warned_of(monkeypatch):
         {"kernel": np.ones((3, 2), "float32")}, SOAP(refresh_every=2)
     )
     monitor = OptimizerMonitor(log_freq=1)
-    with pytest.warns(UserWarning, match="old basis in 3 refreshes"):
+    with pytest.warns(UserWarning, match="new basis in 3 refreshes"):
         fit(model, gradients(6, {"kernel": (3, 2)}), callbacks=[monitor])
     # Due in the fourth step, and then again in every step.
     assert int(as_numpy(model.optimizer.failed_refreshes)) == 3

@@ -2,7 +2,8 @@
 
 Every function here returns columns that are orthonormal within 1e-4, for any
 finite matrix of any rank and scale. If the backend's decomposition fails all
-the same, the result is NaN in every entry.
+the same, so that the columns are off by more than 1e-3, the result is NaN in
+every entry.
 
 Backends treat linearly dependent columns differently. LAPACK's QR returns
 orthonormal columns, TensorFlow's squares what is left of a dependent column,
@@ -74,7 +75,16 @@ def eigenvectors(matrix, rank=None):
     Returns:
         Tensor of shape (d, rank).
     """
-    matrix = of_unit_size(matrix)
+    # For a matrix of NaN some backends raise, others return the identity.
+    is_finite = ops.all(ops.isfinite(matrix))
+    size = matrix.shape[0]
+    identity = ops.eye(size, dtype=matrix.dtype)
+    matrix = of_unit_size(ops.where(is_finite, matrix, identity))
+    vectors = _eigenvectors(matrix, rank)
+    return ops.where(is_finite, vectors, float("nan"))
+
+
+def _eigenvectors(matrix, rank):
     size = matrix.shape[0]
     if size <= EXACT_UP_TO:
         _, vectors = backend.eigh(_with_unit_vectors_last(matrix))
@@ -131,7 +141,7 @@ def with_signs(vectors):
 
 
 def of_unit_size(x):
-    """A tensor divided by its largest magnitude, so that squares are numbers.
+    """A tensor over its largest entry: squares neither over- nor underflow.
 
     Zero stays zero. What is below 1e-38 may become zero.
     """
@@ -166,10 +176,10 @@ def _shift(matrix):
 def _with_unit_vectors_last(matrix):
     """The shifted matrix, with unit vectors for the eigenvectors of zero rows.
 
-    A decomposition mixes them at will, as their eigenvalues are equal. In such
-    a basis a gradient that comes from a new row has as many coordinates as
-    there are zero rows, and Adam makes a full step of each. So they get
-    eigenvalues of their own, negative to come last.
+    Zero rows share the eigenvalue 0, so a decomposition may return any mixture
+    of them. In such a basis a gradient in one new row has as many coordinates
+    as there are zero rows, and Adam makes a full step of each. So each zero row
+    gets an eigenvalue of its own, negative to come last.
     """
     size = matrix.shape[0]
     shift = _shift(matrix)

@@ -119,10 +119,10 @@ class COAP(UpdateRuleOptimizer):
         recalibrate_every: Integer >= 1, the changes from one sketch to the
             next (lambda). Defaults to 5.
         restore_state: Boolean, whether the moments are carried over from the
-            old basis to the new; else they keep their coordinates. Where a
-            direction of the new basis meets a second moment of almost zero,
-            `|M| / sqrt(V)` is then clipped, as with 8-bit state. Defaults to
-            `False`.
+            old basis to the new; else they keep their coordinates. With
+            `"adamw"` and `beta_1 ** 2 < beta_2`, `|M| / sqrt(V)` is then
+            clipped at `largest_quotient`, because a new direction can meet a
+            second moment of almost zero. Defaults to `False`.
         scale: Float > 0, by which updates of projected variables are
             multiplied. Defaults to 1.0.
         beta_2_decay: Float < 0, the exponent of the increasing decay; this and
@@ -155,15 +155,15 @@ class COAP(UpdateRuleOptimizer):
     another. A refresh that is due waits for a gradient that is not zero
     everywhere, and `t` with it. Signs of a basis are fixed (its entries of
     largest magnitude are positive), so that backends agree. With
-    `restore_state` updates are bounded. As in the authors' code a basis is not
-    made orthonormal again after a step. Where the rank is above that of the
-    gradients, a vector that these do not need has what little of them a step of
-    the basis gives it, and Adam's ordinary steps with that.
+    `restore_state` the updates of `"adamw"` are bounded. As in the authors'
+    code a basis is not made orthonormal again after a step. Where the rank is
+    above that of the gradients, a vector that these do not need has what little
+    of them a step of the basis gives it, and Adam's ordinary steps with that.
 
     If a sketch fails, the variable keeps its old basis, trains on, and tries
     again in the next step; `failed_refreshes` counts that. If the first one
-    fails, its basis is the identity: the first `r` rows or columns are trained
-    until the next refresh.
+    fails, its basis is the identity until the next regular refresh: only the
+    first `r` rows or columns are trained.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.

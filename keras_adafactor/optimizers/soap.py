@@ -102,12 +102,12 @@ class SOAP(UpdateRuleOptimizer):
         bound_updates: Boolean, whether `|M'| / sqrt(V)` is clipped at the
             largest value that it can have in a basis that stays:
             `(1 - beta_1) / sqrt((1 - beta_2) * (1 - beta_1 ** 2 / beta_2))`,
-            which is 1 for the defaults. This changes only steps after a
-            refresh. There a new basis vector can meet a second moment of almost
-            zero: in a network whose units are mostly dead, one step moved a
-            weight by 790 learning rates without the bound, and by 9 with it.
-            If `beta_1 ** 2 >= beta_2` there is no such value, and no bound.
-            Defaults to `True`.
+            which is 1 for the defaults. After a refresh a new basis vector can
+            meet a second moment of almost zero: in a network whose units are
+            mostly dead, one step moved a weight by 790 learning rates without
+            the bound, and by 9 with it. Other steps stay as they are. There is
+            no such value, and no bound, if `beta_1 ** 2 >= beta_2`, or if the
+            second moment is `factored`. Defaults to `True`.
         momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the first
             moment is stored; in 8 bits as its quotient by
             `sqrt(V) + epsilon`, whose entries are of one size. Defaults to
@@ -125,12 +125,12 @@ class SOAP(UpdateRuleOptimizer):
     than 256 rows come from ten steps of orthogonal iteration. Coordinates of a
     gradient under 1e-5 of its norm are 0, and so is the update along an index
     that never had a gradient: divided by the root of their own square, what
-    float32 leaves there would be steps of ordinary size. Updates are
-    bounded; `bound_updates=False` turns that off.
+    float32 leaves there would be steps of ordinary size. Updates are bounded;
+    `bound_updates=False` turns that off.
 
     If a decomposition fails, the variable keeps its old bases, trains on, and
     tries again in the next step; `failed_refreshes` counts that. If the first
-    one fails, its bases are the identity, in which the rule is Adam's. Entries
+    one fails, a basis is the identity until the next regular refresh. Entries
     of a gradient below 1e-19 count as zero: their squares underflow.
 
     Raises:
@@ -373,7 +373,8 @@ class SOAP(UpdateRuleOptimizer):
         """
         root = self._root(state)
         u = ops.where(root > 0, m / (root + self.epsilon), 0.0)
-        if self.bound_updates and self.beta_1**2 < self.beta_2:
+        exact = "v" in state and self.beta_1**2 < self.beta_2
+        if self.bound_updates and exact:
             largest = largest_quotient(self.beta_1, self.beta_2)
             u = ops.clip(u, -largest, largest)
         return u

@@ -111,8 +111,8 @@ class SubspaceMomentum(UpdateRuleOptimizer):
 
     If a decomposition fails, the variable keeps its old basis and momentum,
     trains on, and tries again in the next step; `failed_refreshes` counts that.
-    If the first one fails, its basis is the identity: momentum is kept of the
-    first `rank` rows or columns until the next refresh.
+    If the first one fails, its basis is the identity until the next regular
+    refresh: momentum is kept of the first `rank` rows or columns.
 
     Raises:
         ValueError: If an argument is out of range or contradicts another.

@@ -98,7 +98,8 @@ class SOAP:
         if self.factored and v.ndim == 2:
             v = rank_1(v)
         u = self.rotated(self.m) / (np.sqrt(v) + self.epsilon)
-        if self.bound_updates and self.beta_1**2 < self.beta_2:
+        exact = not (self.factored and v.ndim == 2)
+        if self.bound_updates and exact and self.beta_1**2 < self.beta_2:
             # Cauchy and Schwarz: the weights of both averages, summed.
             k = np.arange(5000)
             bound = (1 - self.beta_1) / np.sqrt(1 - self.beta_2)
