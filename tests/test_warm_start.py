@@ -732,10 +732,13 @@ def test_orbax_checkpoint_is_read(tmp_path):
             np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-def test_orbax_checkpoint_that_keras_does_not_restore_is_an_error(tmp_path):
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, SOAP])
+def test_orbax_checkpoint_that_keras_does_not_restore_is_an_error(
+    tmp_path, make
+):
     pytest.importorskip("orbax.checkpoint")
     # A `Sequential` is named otherwise once it is loaded.
-    model = model_of("adam", ("a", "b"))
+    model = model_of(make(), ("a", "b"))
     path = orbax_checkpoint(tmp_path, model)
     with pytest.raises(ValueError, match="statistics are not all 0"):
         warm_start(Adafactor(), path, model.trainable_variables)
