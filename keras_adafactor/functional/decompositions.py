@@ -209,6 +209,6 @@ def _checked(vectors):
         z = _noise_like(vectors[0], key)
         along = ops.sum(vectors * z, axis=1, keepdims=True)
         error = ops.sum(vectors * along, axis=0) - z
-        # NaN compares as false.
-        holds = ops.logical_and(holds, ops.max(ops.abs(error)) < TOLERANCE)
+        # NaN compares as false. XLA's maximum may pass over it.
+        holds = ops.logical_and(holds, ops.all(ops.abs(error) < TOLERANCE))
     return ops.where(holds, with_signs(vectors), float("nan"))
