@@ -25,6 +25,12 @@ def state_bytes(optimizer, *shape):
     return keras_adafactor.state_report(optimizer, [Shape(*shape)]).total_bytes
 
 
+COUNTERS = (
+    *("iteration", "learning_rate"),
+    *("skipped_updates", "failed_refreshes"),
+)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "shape", "expected"),
     STATE_BYTES,
@@ -169,11 +175,7 @@ def test_report_counts_averages_and_accumulated_gradients():
         assert row.slots["gradient_accumulator"] == (shape, "float32")
         optimizer.build(variables)
         assert keras_adafactor.state_report(optimizer).rows == [row]
-        counted = [
-            v
-            for v in optimizer.variables
-            if v.name not in ("iteration", "learning_rate", "skipped_updates")
-        ]
+        counted = [v for v in optimizer.variables if v.name not in COUNTERS]
         allocated = sum(array.nbytes for array in harness.values(counted))
         # `values` are float32 where they were bfloat16.
         assert allocated == row.state_bytes + (4 - average) * 32
