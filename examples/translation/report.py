@@ -29,7 +29,6 @@ HISTORY_COLUMNS = (
     "update_rms",
     "clipped_fraction",
     "skipped_updates",
-    "failed_refreshes",
     "loss_scale",
     "tokens",
     "seconds",
