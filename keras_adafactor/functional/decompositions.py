@@ -19,7 +19,7 @@ from keras_adafactor import backend
 from keras_adafactor.functional.noise import normal_noise
 
 # Largest entry of `Q^T Q z - z` of a basis, with `z` standard normal. Rounding
-# leaves 1e-5 for 2,048 rows.
+# leaves less than 1e-5 for 2,048 rows.
 TOLERANCE = 1e-3
 # Up to so many rows, all eigenvectors come from one decomposition. The compiler
 # of a TPU takes minutes for a larger one.
