@@ -144,7 +144,7 @@ def test_run_without_skips_or_without_a_guard_says_nothing():
 
 def test_failed_refreshes_are_counted_shown_and_warned_of(monkeypatch):
     def fails(matrix, basis):
-        return ops.arange(len(basis)), basis * float("nan")
+        return ops.arange(basis.shape[0]), basis * float("nan")
 
     monkeypatch.setattr(soap, "power_step", fails)
     model = probe_model(

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from tests.oracles.common import bounded
 from tests.oracles.common import clip
 from tests.oracles.common import largest_entry_positive
 from tests.oracles.common import rank_1
@@ -55,7 +56,8 @@ class COAP:
     epsilon is added before the bias correction, weight decay is decoupled and
     comes after the step (with Adafactor's rule: before it, times its step
     size), and Adafactor's rule averages the steps, not the directions, and
-    factors the last two axes.
+    factors the last two axes. With `restore_state` an update of Adam's rule is
+    bounded by what it can be in a basis that stays.
     """
 
     def __init__(
@@ -207,7 +209,10 @@ class COAP:
         self.v = self.beta_2 * self.v + (1 - self.beta_2) * y**2
         alpha = self.learning_rate * math.sqrt(1 - self.beta_2**self.t)
         alpha = alpha / (1 - self.beta_1**self.t)
-        u = self.up(self.m / (np.sqrt(self.v) + self.epsilon))
+        u = self.m / (np.sqrt(self.v) + self.epsilon)
+        if self.restore_state:
+            u = bounded(u, self.beta_1, self.beta_2)
+        u = self.up(u)
         x = self.x - alpha * scale * u
         self.x = x * (1 - self.learning_rate * self.weight_decay)
 

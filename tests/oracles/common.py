@@ -37,6 +37,20 @@ def rank_1(q):
     return rows * cols / np.where(total == 0, 1, total)
 
 
+def bounded(u, beta_1, beta_2):
+    """A quotient `m / sqrt(v)`, within what two averages of one series allow.
+
+    Cauchy and Schwarz: the weights of both averages, summed. There is no bound
+    unless `beta_1 ** 2 < beta_2`.
+    """
+    if beta_1**2 >= beta_2:
+        return u
+    k = np.arange(5000)
+    bound = (1 - beta_1) / np.sqrt(1 - beta_2)
+    bound *= np.sqrt(np.sum((beta_1**2 / beta_2) ** k))
+    return np.clip(u, -bound, bound)
+
+
 def rms(x):
     return np.sqrt((x**2).mean())
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tests.oracles.common import bounded
 from tests.oracles.common import rank_1
 from tests.oracles.common import rms
 
@@ -99,12 +100,8 @@ class SOAP:
             v = rank_1(v)
         u = self.rotated(self.m) / (np.sqrt(v) + self.epsilon)
         exact = not (self.factored and v.ndim == 2)
-        if self.bound_updates and exact and self.beta_1**2 < self.beta_2:
-            # Cauchy and Schwarz: the weights of both averages, summed.
-            k = np.arange(5000)
-            bound = (1 - self.beta_1) / np.sqrt(1 - self.beta_2)
-            bound *= np.sqrt(np.sum((self.beta_1**2 / self.beta_2) ** k))
-            u = np.clip(u, -bound, bound)
+        if self.bound_updates and exact:
+            u = bounded(u, self.beta_1, self.beta_2)
         u = self.rotated(u, back=True)
         if self.normalize_updates:
             u = u / (rms(u) + 1e-30)
