@@ -1,5 +1,11 @@
 """Memory-efficient optimizers for Keras 3."""
 
+from keras_adafactor import private_names
+
+# First of all: a Keras that lacks one would fail somewhere, or nowhere.
+private_names.check()
+
+# ruff: noqa: E402, I001
 from keras_adafactor._version import __version__ as __version__
 from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.fully_sharded import FullySharded

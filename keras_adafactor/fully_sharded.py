@@ -5,9 +5,10 @@ from typing import Any
 
 import keras
 
-from keras_adafactor import backend
+from keras_adafactor import layouts
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_boolean
+from keras_adafactor.backends import backend
 
 
 class FullySharded(keras.distribution.ModelParallel):
@@ -82,7 +83,7 @@ class FullySharded(keras.distribution.ModelParallel):
         batch_dim_name: str | None = None,
         auto_shard_dataset: bool = True,
     ) -> None:
-        backend.check_layouts(type(self).__name__)
+        layouts.check_layouts(type(self).__name__)
         if layout_map is None:
             layout_map = keras.distribution.LayoutMap(_checked(device_mesh))
         else:
@@ -128,7 +129,7 @@ class FullySharded(keras.distribution.ModelParallel):
             `keras.distribution.TensorLayout`.
         """
         layout = super().get_variable_layout(variable)
-        if backend.layout_of(variable) is not None:
+        if layouts.layout_of(variable) is not None:
             return layout
         shape = tuple(variable.shape)
         # A layout may name fewer axes than the variable has.

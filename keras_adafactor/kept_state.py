@@ -122,7 +122,7 @@ def _rows_of_ours(optimizer):
             slots=kept.slots,
             variable=variable,
         )
-        for kept, variable in zip(optimizer._kept, variables, strict=True)
+        for kept, variable in zip(optimizer._tracked, variables, strict=True)
     ]
 
 

@@ -13,9 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_adafactor import backend
 from keras_adafactor.arguments import check
 from keras_adafactor.arguments import check_integer
+from keras_adafactor.backends import backend
 from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
 from keras_adafactor.step import compute_dtype
@@ -251,7 +251,7 @@ class OptimizerMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if self.log_dir is not None and self._write is None:
             directory = os.path.join(self.log_dir, "optimizer")
-            self._write = backend.scalar_writer(directory)
+            self._write = _scalar_writer(directory)
         self._execution = self.model.steps_per_execution
         self._meet_optimizers()
         self._earlier = 0  # steps of earlier epochs
@@ -504,3 +504,31 @@ def _by_variable(report):
         for name in ("weight_rms", "change_rms", "update_rms")
         if getattr(row, name) is not None
     }
+
+
+def _scalar_writer(directory):
+    """Returns a function that writes numbers for TensorBoard.
+
+    Args:
+        directory: Path.
+
+    Returns:
+        Function of a step and a dict from name to number.
+    """
+    try:
+        from tensorflow import summary  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            "Argument `log_dir` needs TensorFlow, whatever the backend, as "
+            "`keras.callbacks.TensorBoard` does: `pip install tensorflow`. "
+            f"Received: log_dir={directory}"
+        ) from error
+    writer = summary.create_file_writer(str(directory))
+
+    def write(step, scalars):
+        with writer.as_default(step=step):
+            for name, value in scalars.items():
+                summary.scalar(name, value)
+        writer.flush()
+
+    return write

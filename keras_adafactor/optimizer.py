@@ -5,6 +5,7 @@ what of the gradient is the rule's. No variable of the model and no slot is
 assigned outside of this file, but by what is loaded.
 """
 
+import functools
 import inspect
 import math
 import re
@@ -17,7 +18,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor import guards
+from keras_adafactor import layouts
 from keras_adafactor import saved_state
 from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.arguments import LearningRate
@@ -32,6 +34,7 @@ from keras_adafactor.arguments import check_patterns
 from keras_adafactor.arguments import check_recognized
 from keras_adafactor.arguments import deserialize
 from keras_adafactor.arguments import serialize
+from keras_adafactor.backends import backend
 from keras_adafactor.rule import UpdateRule
 from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
@@ -40,7 +43,6 @@ from keras_adafactor.step import Plan
 from keras_adafactor.step import Stored
 from keras_adafactor.step import average_of
 from keras_adafactor.step import compute_dtype
-from keras_adafactor.step import have_finite_squares
 from keras_adafactor.step import no_failures
 from keras_adafactor.step import take_step
 from keras_adafactor.storage import Array
@@ -49,7 +51,7 @@ Schedule = keras.optimizers.schedules.LearningRateSchedule
 _LARGE = 2**22  # elements of a variable from which updates are made in turn
 
 
-class _Kept(NamedTuple):
+class Tracked(NamedTuple):
     """The plan of one variable, and its variables in the optimizer.
 
     Attributes:
@@ -137,11 +139,11 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             "stochastic_rounding", stochastic_rounding
         )
         self.skip_nonfinite = check_choice(
-            "skip_nonfinite", skip_nonfinite, ("variable", "step", None)
+            "skip_nonfinite", skip_nonfinite, tuple(guards.POLICIES)
         )
         self.fallback = _check_fallback(fallback)
         self._undecayed: list[str] = []
-        self._kept: list[_Kept] = []
+        self._tracked: list[Tracked] = []
         self._skipped_updates: Any = None
         self._failed_refreshes: Any = None
         # Count that was warned of -> how often it had happened then.
@@ -173,15 +175,15 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             self.gradient_accumulation_steps: Any = None
             super().build(variables)
             self.gradient_accumulation_steps = accumulate
-            if self.skip_nonfinite:
+            if self._guard.skips_updates or self._guard.skips_steps:
                 self._skipped_updates = self.add_variable(
                     shape=(),
                     dtype="int32",
                     aggregation="only_first_replica",
                     name="skipped_updates",
                 )
-            self._kept = [
-                self._keep(*row)
+            self._tracked = [
+                self._track(*row)
                 for row in zip(plans, arrays, variables, strict=True)
             ]
             # After the slots: in a `tf.train.Checkpoint` their positions count.
@@ -192,7 +194,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                     aggregation="only_first_replica",
                     name=saved_state.FAILED_REFRESHES,
                 )
-            self._accumulated_gradients = [k.accumulator for k in self._kept]
+            self._accumulated_gradients = [t.accumulator for t in self._tracked]
         saved_state.load_waiting(self, made_before)
 
     def rule_for(self, shape: tuple[int, ...], path: str) -> UpdateRule:
@@ -216,7 +218,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 is not floating.
         """
         path, shape = path_of(variable), tuple(variable.shape)
-        overwritten = self._overwrite_variable_with_gradient(variable)
+        overwritten = getattr(variable, "overwrite_with_gradient", False)
         dtype = keras.backend.standardize_dtype(
             getattr(variable, "dtype", "float32")
         )
@@ -240,7 +242,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             rule=rule,
             specs=specs,
             decay=self.weight_decay if decayed else 0.0,
-            guard=self.skip_nonfinite,
+            guard=self._guard,
             rounded=self.stochastic_rounding,
             averaged=self.use_ema and not overwritten,
             ema_momentum=self.ema_momentum,
@@ -258,7 +260,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             arrays[ACCUMULATOR] = Array(shape, axes, compute_dtype(variable))
         return arrays
 
-    def _keep(self, plan, arrays, variable):
+    def _track(self, plan, arrays, variable):
         slots = {
             # Keras has made the averages.
             name: self._model_variables_moving_average[plan.key]
@@ -266,7 +268,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             else self._add_slot(variable, plan.path, name, array)
             for name, array in arrays.items()
         }
-        return _Kept(plan, slots)
+        return Tracked(plan, slots)
 
     def _add_slot(self, variable, path, name, array):
         with backend.colocate_with(self, variable):
@@ -274,7 +276,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 shape=array.shape,
                 initializer=array.initializer,
                 dtype=array.dtype,
-                layout=backend.derive_layout(variable, array),
+                layout=layouts.derive_layout(variable, array),
                 name=f"{path.replace('/', '_')}_{name}",
             )
 
@@ -288,7 +290,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         """
         return [
             (plan.path, {name: slots[name] for name in plan.arrays()})
-            for plan, slots in self._kept
+            for plan, slots in self._tracked
         ]
 
     @property
@@ -322,7 +324,10 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
 
     @property
     def learning_rate(self) -> Any:
-        return self._get_current_learning_rate()
+        # A schedule counts updates, as all else does; Keras' micro-steps.
+        if isinstance(self._learning_rate, Schedule):
+            return self._learning_rate(self.iterations)
+        return keras.optimizers.Optimizer.learning_rate.fget(self)
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: LearningRate) -> None:
@@ -346,71 +351,129 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         """
         return self.learning_rate
 
-    def _get_current_learning_rate(self):
-        # A schedule counts updates, as all else does; Keras' micro-steps.
-        if isinstance(self._learning_rate, Schedule):
-            return self._learning_rate(self.iterations)
-        return super()._get_current_learning_rate()
+    @property
+    def _guard(self):
+        return guards.POLICIES[self.skip_nonfinite]
 
     # The step.
 
-    @backend.without_autograph
-    @backend.no_grad
+    @backend.training_step
     def apply(self, grads, trainable_variables=None):
-        grads = [backend.densify(gradient) for gradient in grads]
-        if self.loss_scale_factor is not None:
-            # Unscaled in float16, a small gradient would be 0.
-            grads = [
-                None if g is None else ops.cast(g, compute_dtype(g))
-                for g in grads
-            ]
-        super().apply(grads, trainable_variables)
+        """Takes a step with the gradients, or adds them up for one.
 
-    def _backend_apply_gradients(self, grads, trainable_variables):
-        # Accumulation, decay and averages belong to `_update_variable`, where
-        # a strategy allows them: Keras' own, around it, raise in `fit` under
-        # `MirroredStrategy`.
-        grads = [
+        A gradient is made dense, summed over the replicas, unscaled, looked at
+        by the guard, accumulated and clipped, in this order; what becomes of
+        its variable then is `step.take_step`.
+
+        Args:
+            grads: List of gradients, `None` for a variable without one.
+            trainable_variables: List of their variables; by default those the
+                optimizer was built with.
+
+        Raises:
+            ValueError: If the variables are not those, no variable has a
+                gradient, or one is not of its variable's shape.
+        """
+        if len(grads) == 0:
+            return
+        variables = self._variables_of(grads, trainable_variables)
+        with keras.name_scope(self.name, caller=self):
+            grads, variables = self._filter_empty_gradients(grads, variables)
+            grads = [backend.densify(gradient) for gradient in grads]
+            grads, variables = (
+                self._overwrite_variables_directly_with_gradients(
+                    grads, variables
+                )
+            )
+            if grads:
+                self._take_step(self._unscaled(grads), variables)
+            self._iterations.assign_add(1)
+
+    def _take_step(self, gradients, variables):
+        gradients = [
             _of_shape(ops.cast(gradient, compute_dtype(variable)), variable)
             for gradient, variable in zip(
-                backend.sum_over_replicas(grads),
-                trainable_variables,
-                strict=True,
+                backend.sum_over_replicas(gradients), variables, strict=True
             )
         ]
-        count = len(grads)
-        step_finite = None
-        if self.skip_nonfinite == "step":
-            step_finite = ops.all(have_finite_squares(grads))
-            self._count_step(step_finite)
+        count = len(gradients)
+        members = [self._tracked_of(variable) for variable in variables]
+        step_taken = self._guard.takes_step(gradients)
+        if step_taken is not None:
+            self._count_step(step_taken)
+
         totals = [None] * count
         if self.gradient_accumulation_steps:
             totals = [
-                gradient + self._kept_for(variable).accumulator
-                for gradient, variable in zip(
-                    grads, trainable_variables, strict=True
-                )
+                gradient + member.accumulator
+                for gradient, member in zip(gradients, members, strict=True)
             ]
-            grads = [g / self.gradient_accumulation_steps for g in totals]
-        finite = [step_finite] * count
-        if self.skip_nonfinite == "variable":
-            # Clipped, infinity would be an ordinary value, or zero.
-            if self.global_clipnorm:
-                finite = [ops.all(have_finite_squares(grads))] * count
-            elif self.clipnorm or self.clipvalue:
-                finite = ops.unstack(have_finite_squares(grads), count)
-        backend.update_variables(
-            self,
-            self._update_variable,
-            trainable_variables,
-            self._clip_gradients(grads),
+            gradients = [t / self.gradient_accumulation_steps for t in totals]
+        finite = self._guard.takes_updates(gradients, self._clipping)
+        gradients = self._clip_gradients(gradients)
+
+        arguments = zip(
+            gradients,
             [self.learning_rate] * count,
             totals,
-            finite,
-            in_turn=self._in_turn,
+            finite or [None] * count,
+            [step_taken] * count,
+            strict=True,
+        )
+        backend.update_variables(
+            self,
+            [
+                (variable, functools.partial(self._update, member), row)
+                for variable, member, row in zip(
+                    variables, members, arguments, strict=True
+                )
+            ],
+            self._in_turn,
         )
         if self.use_ema:
-            self._average_the_rest(trainable_variables, step_finite)
+            self._average_the_rest(members, step_taken)
+        for variable in variables:
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
+
+    def _variables_of(self, gradients, variables):
+        """The variables of a step, for which the optimizer is then built."""
+        if variables is not None:
+            variables = list(variables)
+            if not self.built:
+                with keras.name_scope(self.name, caller=self):
+                    self.build(variables)
+            self._check_variables_are_known(variables)
+            return variables
+        if not self.built:
+            raise ValueError(
+                "`apply(grads)` without `trainable_variables` needs an "
+                "optimizer that is built: call "
+                "`optimizer.build(trainable_variables)` first."
+            )
+        if len(gradients) != len(self._tracked):
+            raise ValueError(
+                f"`grads` must have one gradient for each of the "
+                f"{len(self._tracked)} variables the optimizer was built with. "
+                f"Received: {len(gradients)} gradients"
+            )
+        return self.variables_built_with
+
+    def _unscaled(self, gradients):
+        """The gradients of the loss, of which those of a multiple are given."""
+        if self.loss_scale_factor is None:
+            return gradients
+        # In float16 a small one would be 0.
+        return [
+            ops.cast(g, compute_dtype(g)) / self.loss_scale_factor
+            for g in gradients
+        ]
+
+    @property
+    def _clipping(self):
+        if self.global_clipnorm:
+            return "together"
+        return "each" if self.clipnorm or self.clipvalue else None
 
     def _in_turn(self, variable):
         """What is assigned before the update of the next variable begins.
@@ -427,13 +490,13 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             List of variables, or `None`.
         """
         if (
-            self.skip_nonfinite == "step"
+            self._guard.skips_steps
             or self.global_clipnorm
             or self.gradient_accumulation_steps
         ):
             return None
         size = math.prod(variable.shape)
-        plan, slots = self._kept_for(variable)
+        plan, slots = self._tracked_of(variable)
         has_statistics = any(
             1 < math.prod(array.shape) < size
             for array in plan.arrays().values()
@@ -442,48 +505,61 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             return None
         return [variable, *slots.values()]
 
-    def _count_step(self, finite):
+    def _count_step(self, taken):
         """Counts a step that is skipped, and takes it back."""
-        skipped = ops.cast(ops.logical_not(finite), "int32")
+        skipped = ops.cast(ops.logical_not(taken), "int32")
         self._skipped_updates.assign_add(skipped)
         # `apply` will add 1.
         self._iterations.assign_sub(ops.cast(skipped, self._iterations.dtype))
 
-    def _average_the_rest(self, given, finite):
+    def _average_the_rest(self, updated, step_taken):
         """Moves the averages of variables that got no gradient."""
-        given = {self._get_variable_index(variable) for variable in given}
+        updated = {member.plan.key for member in updated}
         rest = [
-            variable
-            for i, variable in enumerate(self._trainable_variables)
-            if i not in given and self._kept[i].average is not None
+            (variable, functools.partial(self._update_average, member))
+            for variable, member in zip(
+                self._trainable_variables, self._tracked, strict=True
+            )
+            if member.plan.key not in updated and member.average is not None
         ]
         if rest:
             backend.update_variables(
-                self, self._update_average, rest, [finite] * len(rest)
+                self,
+                [(*pair, (None, step_taken)) for pair in rest],
+                lambda variable: None,
             )
 
-    def _kept_for(self, variable):
-        return self._kept[self._get_variable_index(variable)]
+    def _tracked_of(self, variable):
+        return self._tracked[self._get_variable_index(variable)]
 
     def update_step(self, gradient, variable, learning_rate):
-        self._update_variable(variable, gradient, learning_rate)
+        """Updates one variable, without clipping or accumulation."""
+        self._update(
+            self._tracked_of(variable), variable, gradient, learning_rate
+        )
 
-    def _update_variable(
-        self, variable, gradient, learning_rate, total=None, finite=None
+    def _update(
+        self,
+        member,
+        variable,
+        gradient,
+        learning_rate,
+        total=None,
+        finite=None,
+        step_taken=None,
     ):
         """Assigns a variable and its slots.
 
         Args:
+            member: `Tracked`.
             variable: Variable, of Keras or of the backend.
             gradient: Dense tensor, of which the update is made.
             learning_rate: Scalar.
             total: Tensor, the sum of the gradients accumulated so far, or
                 `None` without accumulation.
-            finite: Boolean scalar, whether the update is to be made, or `None`
-                where that is for the statistics to say.
+            finite, step_taken: As in `take_step`.
         """
-        kept = self._kept_for(variable)
-        slots = {n: s for n, s in kept.slots.items() if n != ACCUMULATOR}
+        slots = {n: s for n, s in member.slots.items() if n != ACCUMULATOR}
         old = Stored(
             ops.convert_to_tensor(variable),
             {name: ops.convert_to_tensor(slots[name]) for name in slots},
@@ -492,7 +568,13 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         def update():
             iteration = ops.cast(self.iterations, "int32")
             return take_step(
-                kept.plan, gradient, old, learning_rate, iteration, finite
+                member.plan,
+                gradient,
+                old,
+                learning_rate,
+                iteration,
+                finite,
+                step_taken,
             )
 
         if total is None:
@@ -504,34 +586,33 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 complete, update, lambda: (old, no_failures())
             )
             left = backend.select(complete, ops.zeros_like(total), total)
-            if self.skip_nonfinite == "step":
-                before = ops.convert_to_tensor(kept.accumulator)
-                left = backend.select(finite, left, before)
-            self.assign(kept.accumulator, left)
+            if step_taken is not None:
+                before = ops.convert_to_tensor(member.accumulator)
+                left = backend.select(step_taken, left, before)
+            self.assign(member.accumulator, left)
         self.assign(variable, new.variable)
         for name, slot in slots.items():
             if new.slots[name] is not old.slots[name]:
                 self.assign(slot, new.slots[name])
-        if self.skip_nonfinite == "variable":
+        if self._guard.skips_updates:
             self.assign_add(self._skipped_updates, failures.updates)
-        if kept.plan.refreshes:
+        if member.plan.refreshes:
             self.assign_add(self._failed_refreshes, failures.refreshes)
 
-    def _update_average(self, variable, finite):
+    def _update_average(self, member, variable, gradient, step_taken):
         """Assigns the average of a variable that got no gradient."""
-        kept = self._kept_for(variable)
         steps = self.gradient_accumulation_steps or 1
         moves = ops.equal((self._iterations + 1) % steps, 0)
-        if finite is not None:
-            moves = ops.logical_and(moves, finite)
+        if step_taken is not None:
+            moves = ops.logical_and(moves, step_taken)
         average, _ = average_of(
-            kept.plan,
+            member.plan,
             ops.convert_to_tensor(variable),
-            ops.convert_to_tensor(kept.average),
+            ops.convert_to_tensor(member.average),
             ops.cast(self.iterations, "int32"),
             moves,
         )
-        self.assign(kept.average, average)
+        self.assign(member.average, average)
 
     def finalize_variable_values(self, var_list):
         # Keras calls this at the end of every `fit`, one that raised too: an
@@ -542,14 +623,14 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         if not self.use_ema:
             return
         for variable in var_list:
-            average = self._kept_for(variable).average
+            average = self._tracked_of(variable).average
             if average is not None:
                 # A copy: JAX refuses to donate one buffer as two variables.
                 variable.assign(ops.copy(ops.convert_to_tensor(average)))
 
     def _warn_of_failures(self):
         if skipped := self._count_since_warned("skipped_updates"):
-            single = self.skip_nonfinite == "variable"
+            single = self._guard.skips_updates
             what = "updates of single variables" if single else "steps"
             warnings.warn(
                 f"Optimizer '{self.name}' skipped {skipped} {what} because of "
@@ -703,10 +784,10 @@ def _check_fallback(fallback):
 
 def _of_shape(gradient, variable):
     shape = tuple(variable.shape)
-    if not backend.may_have_shape(gradient, shape):
+    fitting = backend.with_shape(gradient, shape)
+    if fitting is None:
         raise ValueError(
             f"The gradient of variable '{path_of(variable)}' must be of its "
             f"shape {shape}. Received: shape={tuple(gradient.shape)}"
         )
-    # In a TensorFlow graph a size, or their number, may be unknown.
-    return backend.with_static_shape(gradient, shape)
+    return fitting

@@ -11,7 +11,7 @@ import warnings
 import h5py
 import numpy as np
 
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 from keras_adafactor.step import COUNT
 
 MAX_DIFFERENCES_SHOWN = 8
@@ -33,7 +33,7 @@ def stored(optimizer):
     """Key -> variable, of everything that is saved."""
     slots = {
         key_of(kept.plan.key, name): slot
-        for kept in optimizer._kept
+        for kept in optimizer._tracked
         for name, slot in kept.slots.items()
     }
     owned = {id(slot) for slot in slots.values()}

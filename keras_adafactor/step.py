@@ -20,7 +20,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor import guards
+from keras_adafactor.backends import backend
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.rule import Step
 from keras_adafactor.rule import UpdateRule
@@ -49,7 +50,7 @@ class Plan:
         rule: `UpdateRule` that it takes.
         specs: Dict, the rule's `state_spec`.
         decay: Float, 0 if it is excluded from weight decay.
-        guard: `skip_nonfinite` of the optimizer.
+        guard: `guards.Guard`, the optimizer's policy.
         rounded: Boolean, whether it is rounded stochastically.
         averaged: Boolean, whether an average of its values is kept.
         ema_momentum: Float, the decay of that average.
@@ -62,7 +63,7 @@ class Plan:
     rule: UpdateRule
     specs: dict[str, StateSpec]
     decay: float
-    guard: str | None
+    guard: guards.Guard
     rounded: bool
     averaged: bool
     ema_momentum: float
@@ -116,7 +117,15 @@ def compute_dtype(tensor):
     return "float64" if dtype == "float64" else "float32"
 
 
-def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
+def take_step(
+    plan,
+    gradient,
+    stored,
+    learning_rate,
+    iteration,
+    known_finite=None,
+    step_taken=None,
+):
     """One step of one variable.
 
     Args:
@@ -125,8 +134,10 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
         stored: `Stored`, before the step.
         learning_rate: Scalar.
         iteration: int32 scalar, the updates of the optimizer before this one.
-        finite: Boolean scalar, whether the step is to be taken, or `None`
-            where that is for the statistics to say.
+        known_finite: Boolean scalar, what the guard said of this gradient
+            before it was clipped, or `None`.
+        step_taken: Boolean scalar, whether the guard lets the whole step be
+            taken, or `None` where it is in any case.
 
     Returns:
         Tuple of `Stored`, after the step, and of `Failures` in it. A slot that
@@ -149,11 +160,11 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
         iteration=iteration,
         key=plan.key,
     )
-    whole_step = finite if plan.guard == "step" else None
 
     failures = no_failures()
     if plan.refreshes:
-        refreshed, counted, failed = _refresh(plan, g, x, slots, step, finite)
+        allowed = _all_of(known_finite, step_taken)
+        refreshed, counted, failed = _refresh(plan, g, x, slots, step, allowed)
         slots |= refreshed
         failures = failures._replace(refreshes=failed)
     if plan.decay and plan.rule.weight_decay_order == "before":
@@ -166,34 +177,39 @@ def take_step(plan, gradient, stored, learning_rate, iteration, finite=None):
         x = x - x * (plan.decay * step.lr)
     new = _encode(plan, state, new_state, step)
 
-    if plan.guard == "variable":
-        seen = _is_finite(plan, g, new_state)
-        finite = seen if finite is None else ops.logical_and(finite, seen)
+    finite = plan.guard.takes_update(
+        known_finite, lambda: _is_finite(plan, g, new_state)
+    )
     if finite is not None:
-        x = backend.select(finite, x, before)
-        new = {n: backend.select(finite, v, slots[n]) for n, v in new.items()}
+        skipped = ops.cast(ops.logical_not(finite), "int32")
+        failures = failures._replace(updates=skipped)
+    taken = _all_of(finite, step_taken)
+    if taken is not None:
+        x = backend.select(taken, x, before)
+        new = {n: backend.select(taken, v, slots[n]) for n, v in new.items()}
     if plan.refreshes:
-        if finite is not None:
-            counted = counted * ops.cast(finite, "int32")
+        if taken is not None:
+            counted = counted * ops.cast(taken, "int32")
         new[COUNT] = slots[COUNT] + counted
     slots |= new
     if plan.averaged:
         # The average goes on, of a variable that stays where it was.
         slots[AVERAGE], average = average_of(
-            plan, x, slots[AVERAGE], iteration, whole_step
+            plan, x, slots[AVERAGE], iteration, step_taken
         )
         if plan.overwrite_frequency:
             due = ops.equal((iteration + 1) % plan.overwrite_frequency, 0)
-            if whole_step is not None:
-                due = ops.logical_and(due, whole_step)
-            x = backend.select(due, average, x)
+            x = backend.select(_all_of(due, step_taken), average, x)
     variable = _rounded(
         plan, x, stored.variable.dtype, iteration, _VARIABLE_SALT
     )
-    if finite is not None:
-        skipped = ops.cast(ops.logical_not(finite), "int32")
-        failures = failures._replace(updates=skipped)
     return Stored(variable, slots), failures
+
+
+def _all_of(*conditions):
+    """Whether all hold; `None` for those that hold in any case."""
+    given = [condition for condition in conditions if condition is not None]
+    return functools.reduce(ops.logical_and, given) if given else None
 
 
 def average_of(plan, x, average, iteration, moves=None):
@@ -218,7 +234,7 @@ def average_of(plan, x, average, iteration, moves=None):
     return stored, new
 
 
-def _refresh(plan, g, x, slots, step, finite):
+def _refresh(plan, g, x, slots, step, allowed):
     """Refreshes the state, if that is due.
 
     A result that is not finite is not taken. The old state stays, and so does
@@ -236,7 +252,9 @@ def _refresh(plan, g, x, slots, step, finite):
 
     def refresh():
         # A decomposition of NaN may not end, one of zero is no basis.
-        usable = ops.logical_and(_has_finite_square(g), ops.max(ops.abs(g)) > 0)
+        usable = ops.logical_and(
+            guards.has_finite_square(g), ops.max(ops.abs(g)) > 0
+        )
         safe = backend.select(usable, g, ops.ones_like(g))
         new = plan.rule.refresh(safe, x, _decode(plan, slots, dtype), step)
         succeeded: Any = ops.convert_to_tensor(True)
@@ -260,8 +278,7 @@ def _refresh(plan, g, x, slots, step, finite):
         return [*kept, ops.cast(taken, "int32"), ops.cast(failed, "int32")]
 
     due = plan.rule.is_refresh_due(step.count)
-    if finite is not None:
-        due = ops.logical_and(due, finite)
+    due = _all_of(due, allowed)
     one, zero = ops.ones((), dtype="int32"), ops.zeros((), dtype="int32")
     *new, counted, failed = ops.cond(
         due, refresh, lambda: [*old.values(), one, zero]
@@ -304,15 +321,6 @@ def _rounded(plan, value, dtype, iteration, salt):
     return ops.cast(value, dtype)
 
 
-def _has_finite_square(g):
-    return ops.isfinite(backend.sum_of_squares(g))
-
-
-def have_finite_squares(gradients):
-    """Whether each gradient can be trusted, as a boolean vector."""
-    return ops.stack([_has_finite_square(g) for g in gradients])
-
-
 def _is_finite(plan, g, state):
     """Whether the new state can be trusted.
 
@@ -325,5 +333,5 @@ def _is_finite(plan, g, state):
         if spec.sees_gradient
     ]
     if not witnesses:
-        return _has_finite_square(g)
+        return guards.has_finite_square(g)
     return functools.reduce(ops.logical_and, witnesses)

@@ -333,7 +333,7 @@ def test_update_is_of_the_size_of_the_rate_used():
         optimizer.build([variable])
         used = rate_used(optimizer, t)
         # A constant gradient: the update is its sign, but for the average.
-        optimizer._kept[0].slots["v"].assign(1.0)
+        optimizer._tracked[0].slots["v"].assign(1.0)
         optimizer.apply([ops.convert_to_tensor(1.0)])
         assert 1.0 - float(variable) == pytest.approx(used, rel=1e-3)
 

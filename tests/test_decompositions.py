@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 from keras_adafactor.functional import decompositions
 from keras_adafactor.functional.projection import singular_vectors
 from keras_adafactor.functional.sketch import sketched_basis

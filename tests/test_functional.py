@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_adafactor import StateSpec
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 from keras_adafactor.functional import bits
 from keras_adafactor.functional import eigenbasis
 from keras_adafactor.functional import matricization

@@ -14,8 +14,8 @@ import pytest
 from keras_adafactor import Adafactor
 from keras_adafactor import Lion
 from keras_adafactor import OptimizerMonitor
-from keras_adafactor import backend
 from keras_adafactor import monitor as module
+from keras_adafactor.backends import backend
 from tests.harness import rms
 from tests.optimizers import MAIN
 from tests.probe import Reports

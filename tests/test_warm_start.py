@@ -463,7 +463,7 @@ def test_averages_are_carried_or_start_at_the_weights():
 def _all_slots(optimizer):
     return [
         {name: as_numpy(slot) for name, slot in kept.slots.items()}
-        for kept in optimizer._kept
+        for kept in optimizer._tracked
     ]
 
 

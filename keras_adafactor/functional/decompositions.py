@@ -15,7 +15,7 @@ underflows, and any backward stable QR gives an orthonormal result.
 import keras
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 from keras_adafactor.functional.noise import normal_noise
 
 # Largest entry of `Q^T Q z - z` of a basis, with `z` standard normal. Rounding

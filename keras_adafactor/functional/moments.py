@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 
 
 class Moments(NamedTuple):

@@ -4,7 +4,7 @@ import math
 
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 
 MIN_BLOCK_SIZE = 202  # 4 bytes of scale for 202 codes: under 2 %
 MAX_BLOCK_SIZE = 512

@@ -5,7 +5,7 @@
 
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 
 
 def rms(x, axis=None):

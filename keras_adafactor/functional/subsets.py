@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 from keras_adafactor.functional import axis_groups
 
 

@@ -18,7 +18,7 @@ from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
-from keras_adafactor.backend import full_precision
+from keras_adafactor.backends import backend
 from keras_adafactor.factored import precondition
 from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
@@ -350,7 +350,7 @@ class COAP(UpdateRuleOptimizer):
 
         period = self.refresh_every * self.recalibrate_every
         recalibration = ops.equal(step.count % period, 0)
-        with full_precision():
+        with backend.full_precision():
             bases = ops.cond(recalibration, recalibrated, correlated)
             new = dict(zip(old, bases, strict=True))
             refreshed = {f"basis_{axis}": new[axis] for axis in new}

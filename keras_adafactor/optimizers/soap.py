@@ -14,7 +14,7 @@ from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
-from keras_adafactor.backend import full_precision
+from keras_adafactor.backends import backend
 from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import update_second_moment
 from keras_adafactor.factored import whole_second_moment
@@ -264,7 +264,7 @@ class SOAP(UpdateRuleOptimizer):
         def first():
             rate = 1.0 - self._shampoo_beta
             new = dict(state)
-            with full_precision():
+            with backend.full_precision():
                 gradient = ops.reshape(g, self._working_shape(shape))
                 for axis in axes:
                     new[f"gram_{axis}"] = rate * gram(gradient, axis)
@@ -275,7 +275,7 @@ class SOAP(UpdateRuleOptimizer):
             new = self._in_working_shape(state, shape)
             m = self._first_moment(new)
             turns = {}
-            with full_precision():
+            with backend.full_precision():
                 for axis in axes:
                     old = state[f"basis_{axis}"]
                     order, basis = power_step(state[f"gram_{axis}"], old)
@@ -311,7 +311,7 @@ class SOAP(UpdateRuleOptimizer):
         moves = ops.minimum(t, 1.0)
 
         m = self._first_moment(new)
-        with full_precision():
+        with backend.full_precision():
             g = ops.reshape(g, self._working_shape(shape))
             rate = (1.0 - self._shampoo_beta) * moves
             for axis in axes:
@@ -407,7 +407,7 @@ class SOAP(UpdateRuleOptimizer):
         v = whole_second_moment(state, self._groups(state))
         # In a basis in which entries are not correlated.
         squared = {axis: ops.square(basis) for axis, basis in bases.items()}
-        with full_precision():
+        with backend.full_precision():
             m = rotate(self._first_moment(state), bases, back=True)
             v = rotate(v, squared, back=True)
         return Moments(

@@ -16,7 +16,7 @@ from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import check_decay
 from keras_adafactor.arguments import check_integer
 from keras_adafactor.arguments import check_number
-from keras_adafactor.backend import full_precision
+from keras_adafactor.backends import backend
 from keras_adafactor.functional import projection
 from keras_adafactor.functional.decompositions import orthonormal_columns
 from keras_adafactor.functional.moments import ema
@@ -222,7 +222,7 @@ class SubspaceMomentum(UpdateRuleOptimizer):
             return projection.largest_slices(g, axis, self.rank)
         if self.basis == "uniform":
             return projection.largest_entries(step.uniform((size,)), self.rank)
-        with full_precision():
+        with backend.full_precision():
             if self.basis == "svd":
                 return projection.singular_vectors(g, axis, self.rank)
             noise = ops.cast(step.normal((size, self.rank)), g.dtype)
@@ -254,7 +254,7 @@ class SubspaceMomentum(UpdateRuleOptimizer):
         sizes, _ = matrix
         along = (state["basis"], self._axis(sizes))
         g = ops.reshape(g, sizes)
-        with full_precision():
+        with backend.full_precision():
             y = projection.project(g, *along)
             m = ema(state["m"], y, 1.0 - self.beta_1)
             a = projection.with_projection(g, y, m, *along)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from keras_adafactor import Adafactor
-from keras_adafactor import backend
 from keras_adafactor import optimizer
+from keras_adafactor.backends import backend
 from tests.fit.common import MATRIX
 from tests.fit.common import SHAPES
 from tests.fit.common import STARTS

@@ -22,7 +22,7 @@ from examples.translation.losses import SmoothedCrossEntropy
 from examples.translation.losses import means_over_pieces
 from examples.translation.model import build_model
 from keras_adafactor import Adafactor
-from keras_adafactor import backend
+from keras_adafactor.backends import backend
 from tests.optimizers import MAIN
 from tpu_scripts import tpu_compiler
 from tpu_scripts import train_step
