@@ -53,6 +53,9 @@ class AdamWRule(UpdateRule):
             "learning_rate_ratio", learning_rate_ratio, above=0.0
         )
 
+    def choose(self, shape, path):
+        return None
+
     def state_spec(self, shape, path):
         return {"m": StateSpec.like(shape), "v": StateSpec.like(shape)}
 

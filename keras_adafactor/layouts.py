@@ -56,3 +56,11 @@ def derive_layout(variable, array):
     return keras.distribution.TensorLayout(
         [None] * len(array.axes), distribution.device_mesh
     )
+
+
+def is_split(variable):
+    """Whether a variable is split over devices, by its layout."""
+    layout = layout_of(variable)
+    if isinstance(layout, keras.distribution.TensorLayout):
+        return any(layout.axes)
+    return layout is not None

@@ -44,7 +44,7 @@ from keras_adafactor.step import Stored
 from keras_adafactor.step import average_of
 from keras_adafactor.step import compute_dtype
 from keras_adafactor.step import no_failures
-from keras_adafactor.step import take_step
+from keras_adafactor.step import take_steps
 from keras_adafactor.storage import Array
 
 Schedule = keras.optimizers.schedules.LearningRateSchedule
@@ -55,10 +55,13 @@ class Tracked(NamedTuple):
     """The plan of one variable, and its variables in the optimizer.
 
     Attributes:
+        kind: Equal for variables that are updated together; `None` of one
+            that is updated alone.
         plan: `Plan`.
         slots: Dict from slot name to `keras.Variable`.
     """
 
+    kind: Any
     plan: Plan
     slots: dict[str, Any]
 
@@ -229,6 +232,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             )
         rule = self.rule_for(shape, path)
         specs = {} if overwritten else rule.state_spec(shape, path)
+        choice = None if overwritten else rule.choose(shape, path)
         if taken := set(specs) & set(RESERVED):
             raise ValueError(
                 f"An entry of `state_spec` must not be named {taken}."
@@ -241,6 +245,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             key=key,
             rule=rule,
             specs=specs,
+            choice=choice,
             decay=self.weight_decay if decayed else 0.0,
             guard=self._guard,
             rounded=self.stochastic_rounding,
@@ -268,7 +273,24 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             else self._add_slot(variable, plan.path, name, array)
             for name, array in arrays.items()
         }
-        return Tracked(plan, slots)
+        return Tracked(self._kind_of(plan, variable), plan, slots)
+
+    def _kind_of(self, plan, variable):
+        size = math.prod(variable.shape)
+        if (
+            not 0 < size <= backend.LARGEST_TOGETHER
+            or plan.refreshes
+            or self.gradient_accumulation_steps
+            or layouts.is_split(variable)
+            or not _chooses_for_its_update(plan.rule)
+        ):
+            return None
+        kind = (tuple(variable.shape), str(variable.dtype), plan.kind)
+        try:
+            hash(kind)
+        except TypeError:
+            return None
+        return kind
 
     def _add_slot(self, variable, path, name, array):
         with backend.colocate_with(self, variable):
@@ -290,7 +312,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         """
         return [
             (plan.path, {name: slots[name] for name in plan.arrays()})
-            for plan, slots in self._tracked
+            for _, plan, slots in self._tracked
         ]
 
     @property
@@ -396,13 +418,12 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 backend.sum_over_replicas(gradients), variables, strict=True
             )
         ]
-        count = len(gradients)
         members = [self._tracked_of(variable) for variable in variables]
         step_taken = self._guard.takes_step(gradients)
         if step_taken is not None:
             self._count_step(step_taken)
 
-        totals = [None] * count
+        totals = None
         if self.gradient_accumulation_steps:
             totals = [
                 gradient + member.accumulator
@@ -412,24 +433,21 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         finite = self._guard.takes_updates(gradients, self._clipping)
         gradients = self._clip_gradients(gradients)
 
-        arguments = zip(
-            gradients,
-            [self.learning_rate] * count,
-            totals,
-            finite or [None] * count,
-            [step_taken] * count,
-            strict=True,
-        )
-        backend.update_variables(
-            self,
-            [
-                (variable, functools.partial(self._update, member), row)
-                for variable, member, row in zip(
-                    variables, members, arguments, strict=True
-                )
-            ],
-            self._in_turn,
-        )
+        learning_rate = self.learning_rate
+        updates = []
+        for positions in self._kinds_of(members):
+            mine = functools.partial(_take, positions=positions)
+            first, *others = mine(variables)
+            update = functools.partial(self._update, mine(members), others)
+            arguments = (
+                mine(gradients),
+                learning_rate,
+                mine(totals),
+                mine(finite),
+                step_taken,
+            )
+            updates.append((first, update, arguments))
+        backend.update_variables(self, updates, self._in_turn)
         if self.use_ema:
             self._average_the_rest(members, step_taken)
         for variable in variables:
@@ -496,7 +514,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         ):
             return None
         size = math.prod(variable.shape)
-        plan, slots = self._tracked_of(variable)
+        _, plan, slots = self._tracked_of(variable)
         has_statistics = any(
             1 < math.prod(array.shape) < size
             for array in plan.arrays().values()
@@ -529,55 +547,65 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 lambda variable: None,
             )
 
+    def _kinds_of(self, members):
+        """Positions among the members, of those that are updated together.
+
+        Together each is a slice of one array. Large ones would be copied for
+        nothing, and of a condition that differs between them all branches
+        would be computed.
+        """
+        kinds: dict[Any, list[int]] = {}
+        for position, member in enumerate(members):
+            kind = member.kind or member.plan.key
+            kinds.setdefault(kind, []).append(position)
+        return kinds.values()
+
     def _tracked_of(self, variable):
         return self._tracked[self._get_variable_index(variable)]
 
     def update_step(self, gradient, variable, learning_rate):
         """Updates one variable, without clipping or accumulation."""
-        self._update(
-            self._tracked_of(variable), variable, gradient, learning_rate
-        )
+        members = [self._tracked_of(variable)]
+        self._update(members, [], variable, [gradient], learning_rate)
 
     def _update(
         self,
-        member,
+        members,
+        others,
         variable,
-        gradient,
+        gradients,
         learning_rate,
-        total=None,
+        totals=None,
         finite=None,
         step_taken=None,
     ):
-        """Assigns a variable and its slots.
+        """Assigns variables of one kind, and their slots.
 
         Args:
-            member: `Tracked`.
-            variable: Variable, of Keras or of the backend.
-            gradient: Dense tensor, of which the update is made.
+            members: List of `Tracked`.
+            others: List of their variables, but for the first.
+            variable: The first variable, of Keras or of the backend.
+            gradients: List of dense tensors, of which the updates are made.
             learning_rate: Scalar.
-            total: Tensor, the sum of the gradients accumulated so far, or
-                `None` without accumulation.
-            finite, step_taken: As in `take_step`.
+            totals: List of tensors, the sums of the gradients accumulated so
+                far, or `None` without accumulation.
+            finite, step_taken: As in `take_steps`.
         """
-        slots = {n: s for n, s in member.slots.items() if n != ACCUMULATOR}
-        old = Stored(
-            ops.convert_to_tensor(variable),
-            {name: ops.convert_to_tensor(slots[name]) for name in slots},
-        )
+        variables = [variable, *others]
+        old = [_stored(*pair) for pair in zip(variables, members, strict=True)]
 
         def update():
-            iteration = ops.cast(self.iterations, "int32")
-            return take_step(
-                member.plan,
-                gradient,
+            return take_steps(
+                [member.plan for member in members],
+                gradients,
                 old,
                 learning_rate,
-                iteration,
+                ops.cast(self.iterations, "int32"),
                 finite,
                 step_taken,
             )
 
-        if total is None:
+        if totals is None:
             new, failures = update()
         else:
             steps = self.gradient_accumulation_steps
@@ -585,19 +613,24 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             new, failures = ops.cond(
                 complete, update, lambda: (old, no_failures())
             )
-            left = backend.select(complete, ops.zeros_like(total), total)
-            if step_taken is not None:
-                before = ops.convert_to_tensor(member.accumulator)
-                left = backend.select(step_taken, left, before)
-            self.assign(member.accumulator, left)
-        self.assign(variable, new.variable)
-        for name, slot in slots.items():
-            if new.slots[name] is not old.slots[name]:
-                self.assign(slot, new.slots[name])
+            for member, total in zip(members, totals, strict=True):
+                left = backend.select(complete, ops.zeros_like(total), total)
+                if step_taken is not None:
+                    before = ops.convert_to_tensor(member.accumulator)
+                    left = backend.select(step_taken, left, before)
+                self.assign(member.accumulator, left)
+        for row in zip(variables, members, old, new, strict=True):
+            self._assign(*row)
         if self._guard.skips_updates:
             self.assign_add(self._skipped_updates, failures.updates)
-        if member.plan.refreshes:
+        if members[0].plan.refreshes:
             self.assign_add(self._failed_refreshes, failures.refreshes)
+
+    def _assign(self, variable, member, old, new):
+        self.assign(variable, new.variable)
+        for name, value in new.slots.items():
+            if value is not old.slots[name]:
+                self.assign(member.slots[name], value)
 
     def _update_average(self, member, variable, gradient, step_taken):
         """Assigns the average of a variable that got no gradient."""
@@ -704,6 +737,36 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         if undecayed:
             optimizer.exclude_from_weight_decay(var_names=undecayed)
         return optimizer
+
+
+def _chooses_for_its_update(rule):
+    """Whether `choose` is of the class that has `update_rule`, or newer.
+
+    A subclass may have an `update_rule` that looks at the path after all.
+    """
+    classes = type(rule).__mro__
+    chooses, updates = (
+        next(i for i, cls in enumerate(classes) if name in vars(cls))
+        for name in ("choose", "update_rule")
+    )
+    return chooses <= updates
+
+
+def _take(values, positions):
+    """Some of a list, or `None` of `None`."""
+    return values and [values[position] for position in positions]
+
+
+def _stored(variable, member):
+    """`Stored`, of the variable's values and the slots' now."""
+    return Stored(
+        backend.read(variable),
+        {
+            name: backend.read(slot)
+            for name, slot in member.slots.items()
+            if name != ACCUMULATOR
+        },
+    )
 
 
 def path_of(variable):

@@ -7,6 +7,7 @@ for at import: a training step must not become another one silently.
 import dis
 import importlib
 import inspect
+from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -90,7 +91,7 @@ def check():
 
 def _exists(row):
     package, *path = row.owner.split(".")
-    owner = importlib.import_module(package)
+    owner: Any = importlib.import_module(package)
     for part in path:
         owner = getattr(owner, part, None)
     return hasattr(owner, row.name) or (

@@ -4,6 +4,7 @@ A rule is pure: tensors go in, tensors come out. It assigns nothing, looks at
 no backend and draws no unseeded noise.
 """
 
+from collections.abc import Hashable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ _FIRST_SALT = 1 << 11
 
 def noise_key(variable, salt):
     """Key of one array of noise, of up to 4,096 for each variable."""
-    return (variable << 12) + salt
+    return variable * 4096 + salt
 
 
 def letter_of(name):
@@ -41,9 +42,10 @@ class Step:
         t: Float scalar, `count + 1`.
         lr: Float scalar, the learning rate.
         path: String, the path of the variable.
+        choice: What the rule's `choose` returned for the variable.
         decay: Float, the weight decay; 0 for an excluded variable.
         iteration: int32 scalar, the steps of the optimizer before this one.
-        key: Int, different for every variable.
+        key: Int, or int32 scalar, different for every variable.
     """
 
     count: Any
@@ -52,7 +54,8 @@ class Step:
     path: str
     decay: float = 0.0
     iteration: Any = 0
-    key: int = 0
+    key: Any = 0
+    choice: Any = None
 
     def uniform(self, shape: Shape, salt: int = 0) -> Tensor:
         """Noise in [0, 1), the same on every replica and after a restart."""
@@ -93,6 +96,24 @@ class UpdateRule:
             `UpdateRule`: this one, or another for what it does not suit.
         """
         return self
+
+    def choose(self, shape: Shape, path: str) -> Hashable:
+        """What is decided about a variable beforehand. Asked once, in `build`.
+
+        The rule finds it in `step.choice`. Small variables of one shape for
+        which it is equal are updated together, as one array with a leading
+        axis: of such `step.path` is the path of one of them.
+
+        Args:
+            shape: Tuple of ints, the shape of the variable.
+            path: String, the path of the variable.
+
+        Returns:
+            Anything that can be hashed: by default the path, so that every
+            variable is updated alone; `None` of a rule that looks at nothing
+            but the shape.
+        """
+        return path
 
     def state_spec(self, shape: Shape, path: str) -> dict[str, Any]:
         """What is kept for a variable.

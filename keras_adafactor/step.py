@@ -13,7 +13,9 @@ memory.
 """
 
 import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 from typing import NamedTuple
 
@@ -46,9 +48,10 @@ class Plan:
 
     Attributes:
         path: String, the variable's path.
-        key: Int, its position: seeds its noise.
+        key: Int, or int32 scalar, its position: seeds its noise.
         rule: `UpdateRule` that it takes.
         specs: Dict, the rule's `state_spec`.
+        choice: What the rule's `choose` returned.
         decay: Float, 0 if it is excluded from weight decay.
         guard: `guards.Guard`, the optimizer's policy.
         rounded: Boolean, whether it is rounded stochastically.
@@ -59,15 +62,23 @@ class Plan:
     """
 
     path: str
-    key: int
+    key: Any
     rule: UpdateRule
     specs: dict[str, StateSpec]
+    choice: Hashable
     decay: float
     guard: guards.Guard
     rounded: bool
     averaged: bool
     ema_momentum: float
     overwrite_frequency: int | None
+
+    @property
+    def kind(self):
+        """Equal for plans that differ in path and position alone."""
+        shared = vars(self) | {"path": None, "key": None}
+        shared |= {"specs": tuple(self.specs.items()), "rule": id(self.rule)}
+        return tuple(shared.items())
 
     @property
     def refreshes(self):
@@ -159,6 +170,7 @@ def take_step(
         decay=plan.decay,
         iteration=iteration,
         key=plan.key,
+        choice=plan.choice,
     )
 
     failures = no_failures()
@@ -204,6 +216,68 @@ def take_step(
         plan, x, stored.variable.dtype, iteration, _VARIABLE_SALT
     )
     return Stored(variable, slots), failures
+
+
+def take_steps(
+    plans, gradients, stored, learning_rate, iteration, finite, step_taken
+):
+    """One step of each of several variables, at once if they are of one kind.
+
+    Args:
+        plans: List of `Plan`, of one `kind`.
+        gradients: List of as many tensors, of one shape.
+        stored: List of as many `Stored`.
+        learning_rate, iteration: As for `take_step`.
+        finite: List of as many boolean scalars, or `None`, `known_finite`.
+        step_taken: As for `take_step`.
+
+    Returns:
+        List of `Stored`, and `Failures`, summed.
+    """
+    if len(plans) == 1:
+        new, failures = take_step(
+            plans[0],
+            gradients[0],
+            stored[0],
+            learning_rate,
+            iteration,
+            finite and finite[0],
+            step_taken,
+        )
+        return [new], failures
+
+    # What differs, along a leading axis.
+    given = {
+        "key": ops.convert_to_tensor([p.key for p in plans], dtype="int32"),
+        "gradient": ops.stack(gradients),
+        "variable": ops.stack([old.variable for old in stored]),
+        "slots": {
+            name: ops.stack([old.slots[name] for old in stored])
+            for name in stored[0].slots
+        },
+    }
+    if finite is not None:
+        given["finite"] = ops.stack(finite)
+
+    def of_one(given):
+        return take_step(
+            replace(plans[0], key=given["key"]),
+            given["gradient"],
+            Stored(given["variable"], given["slots"]),
+            learning_rate,
+            iteration,
+            given.get("finite"),
+            step_taken,
+        )
+
+    new, failures = backend.vectorize(of_one, given)
+    count = len(plans)
+    variables = ops.unstack(new.variable, count)
+    slots = {name: ops.unstack(s, count) for name, s in new.slots.items()}
+    return [
+        Stored(variables[i], {name: slots[name][i] for name in slots})
+        for i in range(count)
+    ], Failures(*(ops.sum(number) for number in failures))
 
 
 def _all_of(*conditions):

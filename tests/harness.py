@@ -138,12 +138,13 @@ def values(variables):
     ]
 
 
-def step_at(t, learning_rate, path="w"):
+def step_at(t, learning_rate, path="w", choice=None):
     """The `Step` of a rule that is called by hand."""
     return Step(
         count=ops.convert_to_tensor(t - 1, dtype="int32"),
         t=ops.convert_to_tensor(float(t)),
         lr=ops.convert_to_tensor(float(learning_rate)),
         path=path,
+        choice=choice,
         iteration=ops.convert_to_tensor(t - 1, dtype="int32"),
     )

@@ -538,7 +538,9 @@ def one_update(optimizer, g, x, state, t):
         tensor(g),
         tensor(x),
         {name: tensor(value) for name, value in state.items()},
-        harness.step_at(t, optimizer.learning_rate),
+        harness.step_at(
+            t, optimizer.learning_rate, choice=optimizer.choose(x.shape, "w")
+        ),
     )
     return ops.convert_to_numpy(delta), {
         name: ops.convert_to_numpy(value) for name, value in state.items()

@@ -315,7 +315,9 @@ def test_update_rule_keeps_its_keys_and_shapes(row):
             for k, s in spec.items()
         }
         delta, new = optimizer.update_rule(
-            *map(ops.convert_to_tensor, (g, x)), state, harness.step_at(1, 0.01)
+            *map(ops.convert_to_tensor, (g, x)),
+            state,
+            harness.step_at(1, 0.01, choice=optimizer.choose(shape, "w")),
         )
         assert tuple(delta.shape) == shape
         assert list(new) == list(state)

@@ -66,6 +66,13 @@ def _after(variables, tensor):
     return tensor
 
 
+LARGEST_TOGETHER = 4096
+
+
+def vectorize(function, values):
+    return ops.vectorized_map(function, values)
+
+
 # Variables.
 
 
@@ -75,6 +82,10 @@ def creation_scope(optimizer):
 
 def colocate_with(optimizer, variable):
     return contextlib.nullcontext()
+
+
+def read(variable):
+    return ops.convert_to_tensor(variable)
 
 
 def outside_graph():

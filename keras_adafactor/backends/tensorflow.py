@@ -84,6 +84,20 @@ def update_variables(optimizer, updates, in_turn):
     )
 
 
+# Elements of a variable up to which those of one kind are updated together.
+LARGEST_TOGETHER = 4096
+
+
+def vectorize(function, values):
+    """Calls a function for each slice of tensors along their first axis.
+
+    Args:
+        function: Function of a nest of tensors that returns another.
+        values: The nest, of tensors with a leading axis.
+    """
+    return ops.vectorized_map(function, values)
+
+
 # Variables.
 
 
@@ -105,6 +119,12 @@ def colocate_with(optimizer, variable):
     return optimizer._distribution_strategy.extended.colocate_vars_with(
         variable
     )
+
+
+def read(variable):
+    """The value of a variable, of Keras or of the backend, as a tensor."""
+    # Of Keras' variables `ops.convert_to_tensor` makes no tensor.
+    return tf.convert_to_tensor(variable)
 
 
 def outside_graph():

@@ -32,6 +32,21 @@ def update_variables(optimizer, updates, in_turn):
         function(variable, *arguments)
 
 
+LARGEST_TOGETHER = 4096
+
+
+_vectorized = False
+
+
+def vectorize(function, values):
+    global _vectorized  # noqa: PLW0603
+    _vectorized = True
+    try:
+        return ops.vectorized_map(function, values)
+    finally:
+        _vectorized = False
+
+
 # Variables.
 
 
@@ -41,6 +56,10 @@ def creation_scope(optimizer):
 
 def colocate_with(optimizer, variable):
     return contextlib.nullcontext()
+
+
+def read(variable):
+    return ops.convert_to_tensor(variable)
 
 
 def outside_graph():
@@ -73,8 +92,13 @@ def select(condition, if_true, if_false):
 
 
 def _is_known(condition):
-    """Whether to look at a boolean is free: it is here, and not traced."""
-    return condition.device.type == "cpu" and not is_tracing()
+    """Whether to look at a boolean is free: it is here, and it is one."""
+    return condition.device.type == "cpu" and not _is_symbolic()
+
+
+def _is_symbolic():
+    """Whether tensors have no values, or many at once."""
+    return is_tracing() or _vectorized
 
 
 def product(x, *factors):
@@ -89,7 +113,7 @@ def product(x, *factors):
 def subtract(x, delta, kept):
     # As for `product`.
     if (
-        is_tracing()
+        _is_symbolic()
         or not delta.is_contiguous()
         or (delta.shape, delta.dtype) != (x.shape, x.dtype)
         or _memory(delta) in map(_memory, (x, *kept))

@@ -46,7 +46,11 @@ def _element_index(shape):
 
 
 def _seed(t, key):
-    return _mix(t * _GOLDEN_RATIO + _int32(key * 0x9E3779B1 % (1 << 32)))
+    if isinstance(key, int):
+        key = _int32(key * 0x9E3779B1 % (1 << 32))
+    else:
+        key = key * _GOLDEN_RATIO
+    return _mix(t * _GOLDEN_RATIO + key)
 
 
 def _bits(shape, t, key):
@@ -82,7 +86,7 @@ def uniform_noise(shape, t, key):
     Args:
         shape: Tuple of ints.
         t: int32 scalar tensor, the step.
-        key: Int, different for every tensor that is rounded.
+        key: Int, or int32 scalar, different for every tensor that is rounded.
 
     Returns:
         float32 tensor of the given shape.
@@ -105,7 +109,7 @@ def normal_noise(shape, t, key):
     Args:
         shape: Tuple of ints.
         t: int32 scalar tensor, the step.
-        key: Int, different for every tensor that is drawn.
+        key: Int, or int32 scalar, different for every tensor that is drawn.
 
     Returns:
         float32 tensor of the given shape.

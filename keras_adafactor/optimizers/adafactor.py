@@ -307,8 +307,16 @@ class Adafactor(UpdateRuleOptimizer):
             spec["u_rms"] = StateSpec((), ())
         return spec
 
+    def choose(self, shape, path):
+        """The axis groups, and whether the step scales with the variable."""
+        scales = self.multiply_by_parameter_scale and not any(
+            re.search(pattern, path)
+            for pattern in self.exclude_from_parameter_scale or ()
+        )
+        return self._groups(shape, path), scales
+
     def update_rule(self, g, x, state, step):
-        groups = self._groups(tuple(g.shape), step.path)
+        groups, scales = step.choice
         within = groups.within_slice(len(g.shape))
         state = dict(state)
 
@@ -318,7 +326,7 @@ class Adafactor(UpdateRuleOptimizer):
         state |= moment
 
         # Line 9: clipping, of the whole variable or of each slice.
-        u_rms, x_rms = self._sizes(u, x, within, step.path)
+        u_rms, x_rms = self._sizes(u, x, within, scales)
         if "u_rms" in state:
             state["u_rms"] = ops.squeeze(rms(u_rms))
         clip = 1.0
@@ -381,13 +389,9 @@ class Adafactor(UpdateRuleOptimizer):
             lr = lr * ops.minimum(1.0, t / self.warmup_steps)
         return ops.minimum(lr, ops.rsqrt(t))
 
-    def _sizes(self, u, x, within, path):
+    def _sizes(self, u, x, within, scales):
         """RMS of the update and of the variable, `None` where not needed."""
         clips = self.clip_threshold is not None or self.record_update_rms
-        scales = self.multiply_by_parameter_scale and not any(
-            re.search(pattern, path)
-            for pattern in self.exclude_from_parameter_scale or ()
-        )
         if clips and scales:
             return update_and_parameter_rms(u, x, within)
         return (

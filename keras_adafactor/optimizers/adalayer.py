@@ -168,6 +168,13 @@ class Adalayer(UpdateRuleOptimizer):
         )
         return subsets.parts(shape, kind)
 
+    def choose(self, shape, path):
+        """The blocks, and whether they adapt for ever."""
+        adapts = any(
+            re.search(pattern, path) for pattern in self.keep_adapting or ()
+        )
+        return self._subsets(shape, path), adapts
+
     def state_spec(self, shape, path):
         blocks = self._subsets(shape, path)
         return {
@@ -177,11 +184,13 @@ class Adalayer(UpdateRuleOptimizer):
 
     def update_rule(self, g, x, state, step):
         shape = tuple(g.shape)
-        blocks = self._subsets(shape, step.path)
+        blocks, adapts = step.choice
         # Averages that are bias-corrected in themselves.
         m = ema(state["m"], g, debiased_decay_rate(step.t, self.beta_1))
         q = blocks.mean(ops.square(g))
-        v = ema(state["v"], q, self._second_moment_rate(state["v"], step))
+        v = ema(
+            state["v"], q, self._second_moment_rate(state["v"], step, adapts)
+        )
         u = m / (blocks.spread(ops.sqrt(v), shape) + self.epsilon)
         if step.decay:
             u = u + step.decay * x
@@ -198,14 +207,10 @@ class Adalayer(UpdateRuleOptimizer):
         blocks = self._subsets(shape, path)
         return m | {"v": blocks.mean(moments.second)}
 
-    def _second_moment_rate(self, v, step):
+    def _second_moment_rate(self, v, step, adapts):
         """`1 - beta_2`, or what it is in place of that around a freeze."""
         if self.freeze_after is None:
             return debiased_decay_rate(step.t, self.beta_2)
-        adapts = any(
-            re.search(pattern, step.path)
-            for pattern in self.keep_adapting or ()
-        )
         # A block that has had no gradient yet takes its first.
         frozen = ops.cast(v <= 0, v.dtype)
         return ops.where(

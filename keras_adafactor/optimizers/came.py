@@ -151,12 +151,12 @@ class CAME(UpdateRuleOptimizer):
             "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
         )
 
-    def _groups(self, shape, path):
+    def choose(self, shape, path):
         groups = grouping.resolve(self.axis_groups, shape, path)
         return groups.unless_thin(shape)
 
     def state_spec(self, shape, path):
-        groups = self._groups(shape, path)
+        groups = self.choose(shape, path)
         spec = second_moment_spec(shape, groups)
         spec["m"] = momentum_spec(shape, self.momentum_dtype)
         if groups.factored:
@@ -165,7 +165,7 @@ class CAME(UpdateRuleOptimizer):
 
     def update_rule(self, g, x, state, step):
         shape = tuple(g.shape)
-        groups = self._groups(shape, step.path)
+        groups = step.choice
 
         u, v = precondition(g, state, groups, 1.0 - self.beta_2, self.epsilon_1)
         u_hat = clip_by_rms(
@@ -187,14 +187,14 @@ class CAME(UpdateRuleOptimizer):
 
     def moments(self, state, shape, path, t):
         # `v` has the bias that `u`, and so `m`, was made with.
-        v = whole_second_moment(state, self._groups(shape, path))
+        v = whole_second_moment(state, self.choose(shape, path))
         u = state["m"] / ema_weight(t, self.beta_1)
         return Moments(u * ops.sqrt(v), v / ema_weight(t, self.beta_2))
 
     def adopt(self, moments, shape, path, t):
         if moments.second is None:
             return {}
-        groups = self._groups(shape, path)
+        groups = self.choose(shape, path)
         second = ema_weight(t, self.beta_2) * moments.second
         state = second_moment_of(second, groups, self.epsilon_1)
         mean, size = typical_updates(

@@ -283,6 +283,10 @@ class COAP(UpdateRuleOptimizer):
     def _rank(self, size, ratio):
         return max(1, int(size / ratio)) if self.rank is None else self.rank
 
+    def choose(self, shape, path):
+        working, ranks = self._projection(shape, path)
+        return working, tuple(ranks.items())
+
     def state_spec(self, shape, path):
         working, ranks = self._projection(shape, path)
         axes = tuple(range(len(shape)))
@@ -327,9 +331,9 @@ class COAP(UpdateRuleOptimizer):
         return ops.equal(count % self.refresh_every, 0)
 
     def refresh(self, g, x, state, step):
-        working, ranks = self._projection(tuple(g.shape), step.path)
+        working, ranks = step.choice
         g = ops.reshape(g, working)
-        old = {axis: state[f"basis_{axis}"] for axis in ranks}
+        old = {axis: state[f"basis_{axis}"] for axis, _ in ranks}
 
         def recalibrated():
             first = ops.equal(step.count, 0)
@@ -376,8 +380,8 @@ class COAP(UpdateRuleOptimizer):
 
     def update_rule(self, g, x, state, step):
         shape = tuple(g.shape)
-        working, ranks = self._projection(shape, step.path)
-        bases = {axis: state[f"basis_{axis}"] for axis in ranks}
+        working, ranks = step.choice
+        bases = {axis: state[f"basis_{axis}"] for axis, _ in ranks}
         scale = self.scale if ranks else 1.0
 
         y = rotate(ops.reshape(g, working), bases)

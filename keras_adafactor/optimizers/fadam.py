@@ -148,6 +148,9 @@ class FAdam(UpdateRuleOptimizer):
             "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
         )
 
+    def choose(self, shape, path):
+        return None
+
     def state_spec(self, shape, path):
         return {
             "m": momentum_spec(shape, self.momentum_dtype),

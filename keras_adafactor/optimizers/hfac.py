@@ -120,12 +120,12 @@ class HFac(UpdateRuleOptimizer):
         )
         self.axis_groups = grouping.check_choice(axis_groups)
 
-    def _groups(self, shape, path):
+    def choose(self, shape, path):
         groups = grouping.resolve(self.axis_groups, shape, path)
         return groups.unless_thin(shape)
 
     def state_spec(self, shape, path):
-        groups = self._groups(shape, path)
+        groups = self.choose(shape, path)
         if not groups.factored:
             m = {"m": StateSpec.like(shape)}
         else:
@@ -138,7 +138,7 @@ class HFac(UpdateRuleOptimizer):
 
     def update_rule(self, g, x, state, step):
         shape = tuple(g.shape)
-        groups = self._groups(shape, step.path)
+        groups = step.choice
         within = groups.within_slice(len(shape))
         rate_1 = debiased_decay_rate(step.t, self.beta_1)
         rate_2 = debiased_decay_rate(step.t, self.beta_2)
@@ -165,13 +165,13 @@ class HFac(UpdateRuleOptimizer):
 
     def moments(self, state, shape, path, t):
         # Row and column means do not give the first moment of an entry.
-        second = whole_second_moment(state, self._groups(shape, path))
+        second = whole_second_moment(state, self.choose(shape, path))
         return Moments(state.get("m"), second)
 
     def adopt(self, moments, shape, path, t):
         if moments.second is None:
             return {}
-        groups = self._groups(shape, path)
+        groups = self.choose(shape, path)
         v = second_moment_of(moments.second, groups, self.epsilon)
         if moments.first is None:
             return v

@@ -94,6 +94,9 @@ class Signum(UpdateRuleOptimizer):
             self.momentum_dtype,
         )
 
+    def choose(self, shape, path):
+        return None
+
     def state_spec(self, shape, path):
         if self.beta_1 is None:
             return {}

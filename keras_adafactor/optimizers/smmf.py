@@ -134,6 +134,9 @@ class SMMF(UpdateRuleOptimizer):
     def _factored(self, shape):
         return self.reshape_vectors or sum(size > 1 for size in shape) > 1
 
+    def choose(self, shape, path):
+        return None
+
     def state_spec(self, shape, path):
         if not self._factored(shape):
             m = {"m": StateSpec.like(shape)} if self.beta_1 is not None else {}

@@ -215,6 +215,9 @@ class SOAP(UpdateRuleOptimizer):
     def _factors(self, working):
         return self.factored and len(working) == 2
 
+    def choose(self, shape, path):
+        return None
+
     def state_spec(self, shape, path):
         working = self._working_shape(shape)
         axes = self._rotated_axes(shape)

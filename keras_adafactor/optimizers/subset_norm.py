@@ -137,6 +137,9 @@ class SubsetNorm(UpdateRuleOptimizer):
         """That of the momentum, or `None`."""
         return None if self.variant == "rmsprop" else self.beta_1
 
+    def choose(self, shape, path):
+        return None
+
     def state_spec(self, shape, path):
         m = {}
         if self._decay is not None:

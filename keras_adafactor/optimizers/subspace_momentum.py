@@ -176,6 +176,9 @@ class SubspaceMomentum(UpdateRuleOptimizer):
         tall = sizes[0] >= sizes[1]
         return int(tall != (self.basis in INDEX_KINDS))
 
+    def choose(self, shape, path):
+        return None
+
     def state_spec(self, shape, path):
         v = second_moment_spec(shape, self.subsets)
         matrix = self._matrix(shape)
