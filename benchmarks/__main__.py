@@ -62,6 +62,11 @@ BENCHMARKS = {
         "10 minutes",
         BACKENDS,
     ),
+    "many_variables": Benchmark(
+        "first step and step of a model of many small variables",
+        "10 minutes",
+        BACKENDS,
+    ),
     "scaling": Benchmark(
         "the step from 1e5 to 1e9 parameters, from 1 to 256 chips",
         "half an hour",

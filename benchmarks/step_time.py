@@ -35,13 +35,14 @@ MODES = {
 }
 
 
-def transformer_shapes(d=512, ff=2048, heads=8, vocabulary=8000):
-    """Shapes of one encoder layer, one decoder layer and the embedding."""
+def transformer_shapes(d=512, ff=2048, heads=8, vocabulary=8000, layers=1):
+    """Shapes of encoder layers, as many decoder layers and the embedding."""
     split, merge = (d, heads, d // heads), (heads, d // heads, d)
     attention = [split, split, split, merge] + 3 * [split[1:]] + [(d,)]
     feed_forward = [(d, ff), (ff,), (ff, d), (d,)]
     norms = 5 * [(d,), (d,)]
-    return [(vocabulary, d), *(3 * attention), *(2 * feed_forward), *norms]
+    both = 3 * attention + 2 * feed_forward + norms
+    return [(vocabulary, d), *(layers * both)]
 
 
 def starters(names, mode):

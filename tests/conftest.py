@@ -88,6 +88,7 @@ LONG_FILES = (
     "test_processes.py",
     "test_layouts.py",
     "test_contracts.py",
+    "test_real_gradients.py",
     "test_tpu_compile.py",
     "test_precompile.py",
     "test_cli.py",
@@ -95,12 +96,39 @@ LONG_FILES = (
     "test_at_work.py",
     "test_killed.py",
     "test_serialization.py",
+    "test_decompositions.py",
     "test_benchmarks.py",
+)
+
+
+# What these test does not look at the backend.
+BACKEND_FREE_FILES = (
+    "test_batching.py",
+    "test_benchmarks.py",
+    "test_cli.py",
+    "test_config.py",
+    "test_convert.py",
+    "test_evaluate.py",
+    "test_files.py",
+    "test_killed.py",
+    "test_prepare.py",
+    "test_release.py",
+    "test_report.py",
+    "test_sources.py",
+    "test_synthetic.py",
+    "test_tokenizer.py",
 )
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    if keras.backend.backend() != "tensorflow":
+        once = pytest.mark.skip(
+            reason="the same on every backend: KERAS_BACKEND=tensorflow runs it"
+        )
+        for item in items:
+            if item.path.name in BACKEND_FREE_FILES:
+                item.add_marker(once)
 
 
 def pytest_configure(config):

@@ -205,7 +205,9 @@ def test_eight_replicas_are_in_sync_and_equal_to_one_device(settings):
     assert_equal_to_one_device(model, settings, given, **arguments)
 
 
-@pytest.mark.parametrize("replicas", [2, 8])
+@pytest.mark.parametrize(
+    "replicas", [2, pytest.param(8, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
 def test_every_optimizer_is_in_sync_and_equal_to_one_device(row, replicas):
     rng = np.random.default_rng(0)
