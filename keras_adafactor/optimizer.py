@@ -16,6 +16,7 @@ from typing import Literal
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_adafactor import guards
@@ -133,6 +134,13 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         **kwargs: Any,
     ) -> None:
         check_recognized(kwargs, type(self))
+        if type(self).update_step is not UpdateRuleOptimizer.update_step:
+            raise TypeError(
+                f"`{type(self).__name__}.update_step` would never be called: "
+                "override `update_rule(g, x, state, step)`, which returns what "
+                "is subtracted from the variable, or subclass "
+                "`keras.optimizers.Optimizer`."
+            )
         kwargs = check_keywords(kwargs)
         kwargs["name"] = kwargs.get("name") or _unique_name(type(self))
         super().__init__(
@@ -353,6 +361,10 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: LearningRate) -> None:
+        if backend.is_symbolic(learning_rate):
+            # Its value is known when the step that is traced now runs.
+            self._learning_rate.assign(learning_rate)
+            return
         learning_rate = _checked_learning_rate(learning_rate)
         self._check_learning_rate(learning_rate)
         self._warn_of_learning_rate(learning_rate)
@@ -600,7 +612,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 gradients,
                 old,
                 learning_rate,
-                ops.cast(self.iterations, "int32"),
+                self._int32_iterations(),
                 finite,
                 step_taken,
             )
@@ -626,6 +638,12 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         if members[0].plan.refreshes:
             self.assign_add(self._failed_refreshes, failures.refreshes)
 
+    def _int32_iterations(self):
+        """The updates so far, for an optimizer of 64 bits up to 2**31 - 2."""
+        updates = self.iterations
+        largest = ops.cast(2**31 - 2, updates.dtype)
+        return ops.cast(ops.minimum(updates, largest), "int32")
+
     def _assign(self, variable, member, old, new):
         self.assign(variable, new.variable)
         for name, value in new.slots.items():
@@ -642,7 +660,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             member.plan,
             ops.convert_to_tensor(variable),
             ops.convert_to_tensor(member.average),
-            ops.cast(self.iterations, "int32"),
+            self._int32_iterations(),
             moves,
         )
         self.assign(member.average, average)
@@ -824,7 +842,12 @@ def _checked_learning_rate(learning_rate):
     # A class is callable too: a schedule that was not made.
     if callable(learning_rate) and not isinstance(learning_rate, type):
         return learning_rate
-    return float(check_number("learning_rate", learning_rate, at_least=0.0))
+    value = learning_rate
+    if ops.is_tensor(value) or isinstance(value, (keras.Variable, np.ndarray)):
+        value = ops.convert_to_numpy(value)
+        if value.size == 1:
+            value = value.item()
+    return float(check_number("learning_rate", value, at_least=0.0))
 
 
 def _check_fallback(fallback):

@@ -143,7 +143,7 @@ def pytest_configure(config):
         "exhaustive: one more setting of what other tests cover; -m '' runs "
         "all",
     )
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax" and hasattr(config, "cache"):
         _compile_less_with_jax(config.cache.mkdir("jax"))
 
 

@@ -1,6 +1,7 @@
 """JAX: variables are values, and a step is one program of XLA."""
 
 import contextlib
+import functools
 
 import jax
 import keras
@@ -105,6 +106,10 @@ def is_tracing():
     return isinstance(ops.zeros(()), jax.core.Tracer)
 
 
+def is_symbolic(value):
+    return isinstance(value, jax.core.Tracer)
+
+
 def _are_whole():
     """Whether no variable can be split over devices."""
     distribution = keras.distribution.distribution()
@@ -132,6 +137,12 @@ def product(x, *factors):
 
 def subtract(x, delta, kept):
     return x - delta
+
+
+def sqrt(x):
+    # One differentiates through a step in meta-learning. NaN stays NaN.
+    zero = x == 0
+    return ops.sqrt(ops.where(zero, 1.0, x)) - ops.cast(zero, x.dtype)
 
 
 def eigh(matrix):
@@ -180,6 +191,8 @@ def mean_squares_of_two(a, b, axes, scale=1.0):
     return by_platform(in_one_pass, apart, a, b)
 
 
+# `lax.reduce` over pairs has no derivative: that of sums is the sums of it.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _sums_of_two(a, b, axes):
     zero = np.zeros((), a.dtype)
     sums = jax.lax.reduce(
@@ -189,3 +202,9 @@ def _sums_of_two(a, b, axes):
         axes,
     )
     return [ops.expand_dims(x, axes) for x in sums]
+
+
+@_sums_of_two.defjvp
+def _derivative_of_sums(axes, values, changes):
+    of_changes = [jax.numpy.sum(x, axes, keepdims=True) for x in changes]
+    return _sums_of_two(*values, axes), of_changes

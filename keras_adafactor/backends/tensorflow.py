@@ -146,6 +146,11 @@ def is_tracing():
     return not tf.executing_eagerly()
 
 
+def is_symbolic(value):
+    """Whether a value is a tensor without a value as yet."""
+    return tf.is_tensor(value) and tf.is_symbolic_tensor(value)
+
+
 def _on_tpu():
     strategy = tf.distribute.get_strategy()
     return isinstance(strategy, tf.distribute.TPUStrategy)
@@ -191,6 +196,11 @@ def subtract(x, delta, kept):
         kept: Iterable of tensors that must stay what they are.
     """
     return x - delta
+
+
+def sqrt(x):
+    """The root, of which the derivative at 0 is 0 on JAX, and no NaN."""
+    return ops.sqrt(x)
 
 
 def eigh(matrix):

@@ -15,6 +15,9 @@ training_step = torch.no_grad()
 
 
 def densify(gradient):
+    # Of `torch.nn.Embedding(sparse=True)`. Repeated indices are summed.
+    if gradient.layout != torch.strided:
+        return gradient.to_dense()
     return gradient
 
 
@@ -93,10 +96,14 @@ def select(condition, if_true, if_false):
 
 def _is_known(condition):
     """Whether to look at a boolean is free: it is here, and it is one."""
-    return condition.device.type == "cpu" and not _is_symbolic()
+    return condition.device.type == "cpu" and not _has_no_values()
 
 
-def _is_symbolic():
+def is_symbolic(value):
+    return is_tracing()
+
+
+def _has_no_values():
     """Whether tensors have no values, or many at once."""
     return is_tracing() or _vectorized
 
@@ -113,7 +120,7 @@ def product(x, *factors):
 def subtract(x, delta, kept):
     # As for `product`.
     if (
-        _is_symbolic()
+        _has_no_values()
         or not delta.is_contiguous()
         or (delta.shape, delta.dtype) != (x.shape, x.dtype)
         or _memory(delta) in map(_memory, (x, *kept))
@@ -124,6 +131,10 @@ def subtract(x, delta, kept):
 
 def _memory(tensor):
     return tensor.untyped_storage().data_ptr()
+
+
+def sqrt(x):
+    return ops.sqrt(x)
 
 
 def eigh(matrix):

@@ -10,7 +10,7 @@ from keras_adafactor.backends import backend
 
 def rms(x, axis=None):
     """`sqrt(mean(x ** 2))` with the reduced axes kept at size 1."""
-    return ops.sqrt(backend.mean_square(x, _axes(x, axis)))
+    return backend.sqrt(backend.mean_square(x, _axes(x, axis)))
 
 
 # Smaller by this, what is squared does not overflow; what underflows instead
@@ -23,7 +23,8 @@ def update_rms(u, axis=None):
 
     A preconditioned gradient can be huge where its column was quiet.
     """
-    return ops.sqrt(backend.mean_square(u, _axes(u, axis), _SAFE)) / _SAFE
+    square = backend.mean_square(u, _axes(u, axis), _SAFE)
+    return backend.sqrt(square) / _SAFE
 
 
 def update_and_parameter_rms(u, x, axis=None):
@@ -33,7 +34,7 @@ def update_and_parameter_rms(u, x, axis=None):
     is two. Of 1e10 numbers, right up to 1e26 and 1e14.
     """
     squares = backend.mean_squares_of_two(u, x, _axes(x, axis), _SAFE)
-    u_rms, x_rms = map(ops.sqrt, squares)
+    u_rms, x_rms = map(backend.sqrt, squares)
     return u_rms / _SAFE, x_rms
 
 

@@ -1,0 +1,135 @@
+"""What users do with an optimizer: assign, subclass, differentiate."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_adafactor import SOAP
+from keras_adafactor import Adafactor
+from keras_adafactor import Lion
+from tests import harness
+from tests.optimizers import MAIN
+from tests.probe import as_numpy
+
+RATES = {
+    "float": lambda: 0.25,
+    "tensor": lambda: ops.convert_to_tensor(0.25),
+    "variable": lambda: keras.Variable(0.25),
+    "array": lambda: np.array([0.25]),
+    "scalar": lambda: np.float32(0.25),
+    "schedule": lambda: keras.optimizers.schedules.PiecewiseConstantDecay(
+        [2], [0.5, 0.25]
+    )(5),
+}
+
+
+@pytest.mark.parametrize("given", RATES.values(), ids=RATES)
+def test_learning_rate_may_be_assigned_any_scalar(given):
+    optimizer = Lion(0.5)
+    optimizer.learning_rate = given()
+    assert float(as_numpy(optimizer.learning_rate)) == 0.25
+
+
+def test_learning_rate_may_be_halved():
+    optimizer = Lion(0.5)
+    optimizer.learning_rate *= 0.5
+    assert float(as_numpy(optimizer.learning_rate)) == 0.25
+    assert isinstance(optimizer._learning_rate, keras.Variable)
+
+
+@pytest.mark.parametrize(
+    "value", [np.array([0.1, 0.2]), np.array(-0.1), float("nan"), "fast"]
+)
+def test_learning_rate_that_is_no_scalar_is_refused(value):
+    with pytest.raises(ValueError, match="^Argument `learning_rate` must be"):
+        Lion(0.5).learning_rate = value
+
+
+def test_learning_rate_may_be_assigned_in_a_graph():
+    if harness.BACKEND != "tensorflow":
+        pytest.skip("Only TensorFlow traces assignments of variables.")
+    import tensorflow as tf  # noqa: PLC0415
+
+    optimizer = Lion(0.5)
+
+    @tf.function
+    def halve():
+        optimizer.learning_rate = optimizer.learning_rate * 0.5
+
+    halve()
+    halve()
+    assert float(as_numpy(optimizer.learning_rate)) == 0.125
+
+
+def test_update_step_that_would_be_ignored_is_an_error():
+    class Own(Adafactor):
+        def update_step(self, gradient, variable, learning_rate):
+            self.assign(variable, gradient)
+
+    with pytest.raises(TypeError, match="override `update_rule"):
+        Own()
+
+
+@pytest.mark.parametrize("row", MAIN, ids=lambda row: row.name)
+def test_sparse_gradient_of_pytorch_is_the_dense_one(row):
+    if harness.BACKEND != "torch":
+        pytest.skip("PyTorch's: KERAS_BACKEND=torch runs it.")
+    import torch  # noqa: PLC0415
+
+    rows = torch.tensor(np.random.default_rng(0).normal(size=(3, 4)))
+    sparse = torch.sparse_coo_tensor(
+        torch.tensor([[5, 2, 5]]), rows.float(), (8, 4)
+    )
+    found = []
+    for gradient in (sparse, sparse.to_dense()):
+        (variable,) = harness.variables([np.ones((8, 4), "float32")])
+        row.optimizer().apply([gradient], [variable])
+        found.append(as_numpy(variable))
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in MAIN if row.name not in ("soap", "coap")],
+    ids=lambda row: row.name,
+)
+def test_a_step_has_a_derivative(row):
+    """By the gradient and the weights, also of a bias that is zero."""
+    if harness.BACKEND != "jax":
+        pytest.skip("`jax.grad` is JAX's: KERAS_BACKEND=jax runs it.")
+    import jax  # noqa: PLC0415
+
+    optimizer = row.optimizer()
+    rng = np.random.default_rng(0)
+    starts = [rng.normal(size=(6, 4)), np.zeros(4), np.zeros(4)]
+    variables = harness.variables([x.astype("float32") for x in starts])
+    optimizer.build(variables)
+    state = [v.value for v in optimizer.variables]
+    weights = [v.value for v in variables]
+    gradients = [
+        ops.convert_to_tensor(rng.normal(size=x.shape), "float32")
+        for x in starts
+    ]
+
+    @jax.jit
+    def after(gradients, weights):
+        new, _ = optimizer.stateless_apply(state, gradients, weights)
+        return sum(ops.sum(w**3 + w) for w in new)
+
+    for found in jax.grad(after, (0, 1))(gradients, weights):
+        assert all(np.isfinite(as_numpy(d)).all() for d in found)
+
+
+def test_iterations_beyond_32_bits_are_no_end():
+    if harness.BACKEND != "tensorflow":
+        pytest.skip("Only TensorFlow counts in 64 bits.")
+    for optimizer in (Adafactor(), Lion(), SOAP()):
+        (variable,) = harness.variables([np.ones((4, 3), "float32")])
+        optimizer.build([variable])
+        optimizer.iterations.assign(2**31 + 5)
+        for _ in range(3):
+            optimizer.apply([ops.ones((4, 3))], [variable])
+        assert int(as_numpy(optimizer.skipped_updates)) == 0
+        assert (as_numpy(variable) < 1.0).all()
+        assert int(as_numpy(optimizer.iterations)) == 2**31 + 8
