@@ -8,6 +8,7 @@ import difflib
 import inspect
 import numbers
 import re
+import warnings
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -197,10 +198,41 @@ class OptimizerKeywords(TypedDict, total=False):
     fallback: Patterns | dict[str, Any]
 
 
-# Of Keras 2, and what they are now.
-_FORMERLY = {
-    "lr": "`learning_rate`",
-    "decay": "a schedule as `learning_rate`",
+# What Keras, optax, PyTorch, Transformers and T5X call the arguments of these
+# methods, and our names, of which a class has some.
+_ELSEWHERE = {
+    "alpha": ("learning_rate",),
+    "b1": ("beta_1",),
+    "b2": ("beta_2",),
+    "b3": ("beta_3",),
+    "beta1": ("beta_1",),
+    "beta2": ("beta_2",),
+    "beta3": ("beta_3",),
+    "betas": ("beta_1", "beta_2", "beta_3"),
+    "clipping_threshold": ("clip_threshold",),
+    "decay_offset": ("step_offset",),
+    "decay_rate": ("beta_2_decay", "beta_2"),
+    "dtype_momentum": ("momentum_dtype", "state_dtype"),
+    "eps": ("epsilon_1", "epsilon_2", "epsilon"),
+    "grad_clip": ("clipnorm", "global_clipnorm"),
+    "gradient_clipping": ("clipnorm", "global_clipnorm"),
+    "lr": ("learning_rate",),
+    "max_grad_norm": ("global_clipnorm",),
+    "momentum": ("beta_1",),
+    "mu_dtype": ("momentum_dtype", "state_dtype"),
+    "precondition_frequency": ("refresh_every",),
+    "rho": ("beta_2",),
+    "scale_parameter": ("multiply_by_parameter_scale",),
+    "update_proj_gap": ("refresh_every",),
+    "warmup_init": ("warmup_steps",),
+    "weight_decay_rate": ("weight_decay",),
+}
+_ABSENT = {
+    "amsgrad": "There is no `amsgrad` here: no optimizer of this package keeps "
+    "the largest second moment.",
+    "decay": "For `decay`, did you mean a schedule as `learning_rate`?",
+    "jit_compile": "For `jit_compile`, ask `model.compile`.",
+    "nesterov": "There is no Nesterov momentum here.",
 }
 
 
@@ -219,21 +251,22 @@ def check_recognized(keywords, cls):
     if not unknown:
         return
     arguments = [*inspect.signature(cls).parameters, *known]
-    close = {
-        name: sorted(difflib.get_close_matches(name, arguments, n=2))
-        for name in unknown
-    }
-    meant = {n: " or ".join(map("`{}`".format, c)) for n, c in close.items()}
-    meant |= {n: m for n, m in _FORMERLY.items() if n in unknown}
-    hints = [
-        f" For `{name}`, did you mean {found}?"
-        for name, found in meant.items()
-        if found
-    ]
+    hints = [_hint(name, arguments) for name in unknown]
     raise ValueError(
         f"Argument(s) not recognized by {cls.__name__}: {unknown}."
-        + "".join(hints)
+        + "".join(f" {hint}" for hint in hints if hint)
     )
+
+
+def _hint(name, arguments):
+    """What may be meant by a name that is none of the arguments."""
+    if name in _ABSENT:
+        return _ABSENT[name]
+    meant = [n for n in _ELSEWHERE.get(name, ()) if n in arguments]
+    meant = meant or sorted(difflib.get_close_matches(name, arguments, n=2))
+    if not meant:
+        return ""
+    return f"For `{name}`, did you mean {' or '.join(f'`{n}`' for n in meant)}?"
 
 
 def check_keywords(keywords):
@@ -270,6 +303,12 @@ def check_keywords(keywords):
         "None unless `use_ema` is True",
         frequency,
     )
+    if checked.get("ema_momentum", 0.99) != 0.99 and not checked.get("use_ema"):
+        warnings.warn(
+            f"`ema_momentum={checked['ema_momentum']}` does nothing unless "
+            "`use_ema` is True; for momentum see `beta_1`.",
+            stacklevel=4,
+        )
     return checked
 
 

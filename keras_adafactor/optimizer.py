@@ -737,8 +737,15 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         saved_state.load(self, store)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
+        taken = constructor_arguments(type(self))
+        # What the constructor does not take, it gives to its parent itself.
+        config = {n: v for n, v in super().get_config().items() if n in taken}
         for name in own_arguments(type(self)):
+            if not hasattr(self, name):
+                raise AttributeError(
+                    f"`{type(self).__name__}.__init__` must keep its argument "
+                    f"`{name}` as `self.{name}`, or it cannot be saved."
+                )
             config[name] = serialize(getattr(self, name))
         if self._undecayed:
             config["excluded_from_weight_decay"] = list(self._undecayed)
@@ -810,25 +817,44 @@ def inner_optimizers(optimizer):
     return list(getattr(optimizer, "optimizers", [optimizer]))
 
 
-def own_arguments(cls):
-    """Names of the constructor's arguments that Keras does not know.
+def constructor_arguments(cls):
+    """Names of all arguments that the constructor of an optimizer takes.
 
-    Those of the class itself and of `UpdateRuleOptimizer`; each is an
-    attribute of the same name.
+    Its own, and if it takes `**kwargs` those of the next of its parents.
     """
+    found: list[str] = []
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        _, *parameters = inspect.signature(owner.__init__).parameters.values()
+        kinds = [parameter.kind for parameter in parameters]
+        hands_on = inspect.Parameter.VAR_KEYWORD in kinds
+        variadic = (
+            inspect.Parameter.VAR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        )
+        names = [p.name for p in parameters if p.kind not in variadic]
+        found = [*(n for n in names if n not in found), *found]
+        if owner is UpdateRuleOptimizer:
+            found = [*_KERAS_KEYWORDS, *found]
+        if not hands_on or owner is UpdateRuleOptimizer:
+            break
+    return found
+
+
+def own_arguments(cls):
+    """Those of them that Keras does not know: each an attribute of its name."""
     return [
         name
-        for owner in (UpdateRuleOptimizer, cls)
-        for name, parameter in inspect.signature(owner).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-        and name not in ("learning_rate", *_KERAS_KEYWORDS)
+        for name in constructor_arguments(cls)
+        if name not in ("learning_rate", *_KERAS_KEYWORDS)
     ]
 
 
 _KERAS_KEYWORDS = tuple(
     name
     for name in OptimizerKeywords.__annotations__
-    if name in inspect.signature(keras.optimizers.Optimizer).parameters
+    if name not in inspect.signature(UpdateRuleOptimizer.__init__).parameters
 )
 
 

@@ -133,3 +133,96 @@ def test_iterations_beyond_32_bits_are_no_end():
         assert int(as_numpy(optimizer.skipped_updates)) == 0
         assert (as_numpy(variable) < 1.0).all()
         assert int(as_numpy(optimizer.iterations)) == 2**31 + 8
+
+
+# Subclasses keep the settings of the whole line of their parents.
+
+
+@keras.saving.register_keras_serializable("tests")
+class Mine(Adafactor):
+    def __init__(self, *args, mine=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mine = mine
+
+
+@keras.saving.register_keras_serializable("tests")
+class Youngest(Mine):
+    def __init__(self, *args, yours="a", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.yours = yours
+
+
+@keras.saving.register_keras_serializable("tests")
+class Listed(Lion):
+    """In the style of Keras' own optimizers."""
+
+    def __init__(self, learning_rate=0.1, beta_1=0.8, clipnorm=None, name="x"):
+        super().__init__(learning_rate, beta_1, clipnorm=clipnorm, name=name)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Fixed(Lion):
+    def __init__(self):
+        super().__init__(0.3, 0.7, skip_nonfinite="step")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        (
+            Mine(0.3, beta_1=0.5, mine=2, clipnorm=1.0, skip_nonfinite="step"),
+            ["beta_1", "mine", "clipnorm", "skip_nonfinite"],
+        ),
+        (
+            Youngest(0.3, -0.7, yours="b", mine=3, weight_decay=0.1),
+            ["beta_2_decay", "yours", "mine", "weight_decay"],
+        ),
+        (Listed(0.3, 0.5, clipnorm=2.0), ["beta_1", "clipnorm", "beta_2"]),
+        (Fixed(), ["beta_1", "skip_nonfinite"]),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_a_subclass_is_saved_with_all_settings(optimizer, settings):
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert type(again) is type(optimizer)
+    assert float(as_numpy(again.learning_rate)) == pytest.approx(0.3)
+    for name in settings:
+        assert getattr(again, name) == getattr(optimizer, name), name
+    assert again.get_config() == optimizer.get_config()
+
+
+def test_an_argument_that_is_not_kept_is_named():
+    class Forgetful(Lion):
+        def __init__(self, rate=0.1, **kwargs):
+            super().__init__(rate, **kwargs)
+
+    with pytest.raises(AttributeError, match="`rate` as `self.rate`"):
+        Forgetful().get_config()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("momentum", "`beta_1`"),
+        ("scale_parameter", "`multiply_by_parameter_scale`"),
+        ("decay_rate", "`beta_2_decay`"),
+        ("dtype_momentum", "`momentum_dtype`"),
+        ("eps", "`epsilon_1` or `epsilon_2`"),
+        ("rho", "`beta_2`"),
+        ("b1", "`beta_1`"),
+        ("clipping_threshold", "`clip_threshold`"),
+        ("weight_decay_rate", "`weight_decay`"),
+        ("lr", "`learning_rate`"),
+        ("amsgrad", "largest second moment"),
+        ("wieght_decay", "`weight_decay`"),
+    ],
+)
+def test_a_name_of_another_library_leads_to_ours(given, meant):
+    with pytest.raises(ValueError, match="not recognized") as raised:
+        Adafactor(**{given: 0.5})
+    assert meant in str(raised.value)
+
+
+def test_a_decay_of_averages_that_are_not_kept_is_told():
+    with pytest.warns(UserWarning, match="unless `use_ema` is True"):
+        Adafactor(ema_momentum=0.9)
