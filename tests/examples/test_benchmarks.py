@@ -206,12 +206,17 @@ def test_measured_input_is_small_and_starts_fast():
         assert row["start"] == "cold" or row["seconds_to_first_batch"] < 10
 
 
-def test_quick_benchmarks_run_and_write_nothing():
+@pytest.mark.parametrize(
+    "names",
+    [["step_time"], pytest.param([], marks=pytest.mark.exhaustive)],
+    ids=["step_time", "all"],
+)
+def test_quick_benchmarks_run_and_write_nothing(names):
     before = {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
     backend = keras.backend.backend()
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks", "--quick"),
+            *(sys.executable, "-m", "benchmarks", *names, "--quick"),
             *("--backends", backend),
         ],
         cwd=RESULTS.parents[1],

@@ -296,6 +296,7 @@ class TestDryRun:
         assert refused == []
 
 
+@pytest.mark.exhaustive
 class TestRun:
     @pytest.mark.parametrize(
         "settings", [{}, COMPUTE_ENGINE, MULTI_HOST, GROUP]
@@ -448,6 +449,7 @@ class TestRun:
         assert cloud.resources() == []
 
 
+@pytest.mark.exhaustive
 class TestSlice:
     """Two hosts, which a slice of v5p-16 has."""
 
@@ -557,6 +559,7 @@ class TestSlice:
         assert slice_.resources() == []
 
 
+@pytest.mark.exhaustive
 class TestPreemption:
     @pytest.mark.parametrize(
         "settings, command",
@@ -605,6 +608,7 @@ class TestPreemption:
         assert len(cloud.calls(*CREATE)) == 1
 
 
+@pytest.mark.exhaustive
 class TestTrouble:
     def test_failed_request_gives_its_reason(self, cloud):
         cloud.fault("queue_fails", "no more capacity | in the zone")

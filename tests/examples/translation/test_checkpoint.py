@@ -48,7 +48,14 @@ def checkpoints(tmp_path):
     return open_checkpoints(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float32",
+        "bfloat16",
+        pytest.param("float16", marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize(
     "new_optimizer",
     [

@@ -139,6 +139,7 @@ def test_a_run_dir_that_cannot_be_written_is_refused(
     assert "(Permission denied)" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_write_that_fails_is_told(finished_run, tmp_path):
     """A limit on the size of files stands in for a disk that breaks."""
     config = json.loads((finished_run / "config.json").read_text())

@@ -15,6 +15,7 @@ SETTING = kill_resume.SETTINGS[
     {"tensorflow": "mirrored", "jax": "model_parallel"}[keras.backend.backend()]
 ]
 STEPS = 8
+pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope="module")

@@ -333,7 +333,9 @@ def test_recomputed_layers_train_the_same():
         )
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize(
+    "norm", ["pre", pytest.param("post", marks=pytest.mark.exhaustive)]
+)
 def test_learns_to_reverse(norm):
     rng = np.random.default_rng(0)
     pieces = rng.integers(3, PIECES, (64, 5)).astype("int32")
