@@ -62,6 +62,11 @@ BENCHMARKS = {
         "10 minutes",
         BACKENDS,
     ),
+    "gradient_path": Benchmark(
+        "functions that a gradient passes through in one step",
+        "seconds",
+        ("torch",),
+    ),
     "many_variables": Benchmark(
         "first step and step of a model of many small variables",
         "10 minutes",
