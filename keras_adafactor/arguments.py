@@ -144,7 +144,8 @@ def check_patterns(name, value):
         try:
             re.compile(pattern)
         except re.error as error:
-            check(False, name, f"{requirement} ({error})", pattern)
+            requirement = f"a valid regular expression ({error})"
+            check(False, name, requirement, pattern)
     return None if value is None else list(value)
 
 

@@ -207,6 +207,26 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 )
             self._accumulated_gradients = [t.accumulator for t in self._tracked]
         saved_state.load_waiting(self, made_before)
+        self._warn_of_unused_patterns([plan.path for plan in plans])
+
+    def _warn_of_unused_patterns(self, paths):
+        """Warns of regular expressions that are found in no path."""
+        given = {
+            "fallback": self.fallback,
+            "exclude_from_weight_decay": self._undecayed,
+        }
+        given |= {n: getattr(self, n, None) for n in self.pattern_arguments}
+        for name, patterns in given.items():
+            if not isinstance(patterns, dict | list):
+                continue
+            for pattern in patterns:
+                if not any(re.search(pattern, path) for path in paths):
+                    warnings.warn(
+                        f"The regular expression {pattern!r} of `{name}` is "
+                        "found in no variable's path. Three of the paths are: "
+                        f"{', '.join(paths[:3])}",
+                        stacklevel=3,
+                    )
 
     def rule_for(self, shape: tuple[int, ...], path: str) -> UpdateRule:
         for pattern, rule in (self.fallback or {}).items():

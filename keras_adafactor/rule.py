@@ -76,6 +76,9 @@ class UpdateRule:
         weight_decay_order: When `x <- x - weight_decay * lr * x` is done:
             `"before"` the rule sees `x`, `"after"` its update was subtracted,
             or by the `"rule"` itself, which finds it in `step.decay`.
+        pattern_arguments: Names of attributes, where there are such, that hold
+            regular expressions for paths, or a dict from them. The optimizer
+            warns of an expression that is found in no path.
         meaning: Dict from the letter of an entry (`m` for `m_row`) to the
             names of attributes without which nobody knows what it means: the
             decay of an average that is not bias-corrected, say. Rules of one
@@ -83,6 +86,7 @@ class UpdateRule:
     """
 
     weight_decay_order: str = "before"
+    pattern_arguments: tuple[str, ...] = ("axis_groups",)
     meaning: Mapping[str, tuple[str, ...]] = {}
 
     def rule_for(self, shape: Shape, path: str) -> "UpdateRule":

@@ -150,7 +150,10 @@ def test_saves_its_blocks():
         ({"blocks": {"w": "heads"}}, "`blocks` must be a dict from regular"),
         ({"blocks": {"w": 0}}, "`blocks` must be a dict from regular"),
         ({"blocks": {"w": True}}, "`blocks` must be a dict from regular"),
-        ({"blocks": {"(": "rows"}}, "`blocks` must be a regular expression"),
+        (
+            {"blocks": {"(": "rows"}},
+            "`blocks` must be a valid regular",
+        ),
         ({"freeze_after": 0}, "`freeze_after` must be an integer >= 1"),
         ({"keep_adapting": "w"}, "None unless `freeze_after` is given"),
         ({"epsilon": 0.0}, "`epsilon` must be a number > 0"),

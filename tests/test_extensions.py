@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_adafactor import SOAP
 from keras_adafactor import Adafactor
+from keras_adafactor import Adalayer
 from keras_adafactor import Lion
 from tests import harness
 from tests.optimizers import MAIN
@@ -226,3 +227,46 @@ def test_a_name_of_another_library_leads_to_ours(given, meant):
 def test_a_decay_of_averages_that_are_not_kept_is_told():
     with pytest.warns(UserWarning, match="unless `use_ema` is True"):
         Adafactor(ema_momentum=0.9)
+
+
+# Regular expressions.
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "argument"),
+    [
+        (lambda: Lion(fallback="embeding"), "fallback"),
+        (
+            lambda: Adafactor(exclude_from_parameter_scale=["bias", "nrom"]),
+            "exclude_from_parameter_scale",
+        ),
+        (lambda: Adafactor(axis_groups={"nrom": "auto"}), "axis_groups"),
+        (lambda: Adalayer(blocks={"nrom": "rows"}), "blocks"),
+        (
+            lambda: Adalayer(freeze_after=5, keep_adapting="nrom"),
+            "keep_adapting",
+        ),
+    ],
+)
+def test_a_pattern_that_is_found_nowhere_is_told(optimizer, argument):
+    variables = [
+        keras.Variable(np.ones(3, "float32"), name=name)
+        for name in ("bias", "norm", "kernel", "other")
+    ]
+    said = f"`{argument}` is found in no .*: bias, norm, kernel$"
+    with pytest.warns(UserWarning, match=said) as caught:
+        optimizer().build(variables)
+    assert len([w for w in caught if "is found in no" in str(w.message)]) == 1
+
+
+def test_a_pattern_of_weight_decay_that_is_found_nowhere_is_told():
+    optimizer = Lion(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bais"])
+    with pytest.warns(UserWarning, match="'bais' of `exclude_from_weight"):
+        optimizer.build(harness.variables([np.ones(3, "float32")]))
+
+
+def test_an_invalid_pattern_is_named():
+    said = r"must be a valid regular expression .*Received: fallback='\[abc'"
+    with pytest.raises(ValueError, match=said):
+        Lion(fallback="[abc")

@@ -16,9 +16,8 @@ training_step = torch.no_grad()
 
 def densify(gradient):
     # Of `torch.nn.Embedding(sparse=True)`. Repeated indices are summed.
-    if gradient.layout != torch.strided:
-        return gradient.to_dense()
-    return gradient
+    sparse = isinstance(gradient, torch.Tensor) and gradient.is_sparse
+    return gradient.to_dense() if sparse else gradient
 
 
 def with_shape(gradient, shape):

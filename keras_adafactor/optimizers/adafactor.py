@@ -158,6 +158,7 @@ class Adafactor(UpdateRuleOptimizer):
     - [Shazeer and Stern, 2018](https://arxiv.org/abs/1804.04235)
     """
 
+    pattern_arguments = ("axis_groups", "exclude_from_parameter_scale")
     meaning = {"m": ("beta_1",)}
 
     def __init__(

@@ -113,6 +113,7 @@ class Adalayer(UpdateRuleOptimizer):
 
     # Not in the steps that only measure.
     weight_decay_order = "rule"
+    pattern_arguments = ("blocks", "keep_adapting")
 
     def __init__(
         self,
