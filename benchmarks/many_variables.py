@@ -18,28 +18,17 @@ import keras_adafactor
 from benchmarks import records
 from benchmarks import step_time
 from benchmarks import steps
-from keras_adafactor.backends import backend
 
 WIDTHS = (64, 256)
 MODES = step_time.MODES
 
 
 def adafactor(largest):
-    """A function that makes one, of which variables up to a size group."""
+    """A function that makes one; up to a size variables go together."""
 
     def make():
         optimizer = keras_adafactor.Adafactor()
-        before = backend.LARGEST_TOGETHER
-        build = optimizer.build
-
-        def built(variables):
-            backend.LARGEST_TOGETHER = largest
-            try:
-                build(variables)
-            finally:
-                backend.LARGEST_TOGETHER = before
-
-        optimizer.build = built
+        optimizer._largest_together = largest
         return optimizer
 
     return make

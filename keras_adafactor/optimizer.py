@@ -56,13 +56,13 @@ class Tracked(NamedTuple):
     """The plan of one variable, and its variables in the optimizer.
 
     Attributes:
-        kind: Equal for variables that are updated together; `None` of one
-            that is updated alone.
+        kind: Int, the position of the first variable of those that are
+            updated together; its own if it is updated alone.
         plan: `Plan`.
         slots: Dict from slot name to `keras.Variable`.
     """
 
-    kind: Any
+    kind: int
     plan: Plan
     slots: dict[str, Any]
 
@@ -123,6 +123,9 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             decides. `state_report` shows who takes what. Defaults to `None`.
         **kwargs: See `OptimizerKeywords`.
     """
+
+    # Elements of a variable up to which it may be updated with others.
+    _largest_together = 4096
 
     def __init__(
         self,
@@ -193,8 +196,9 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                     aggregation="only_first_replica",
                     name="skipped_updates",
                 )
+            kinds: dict[Any, int] = {}
             self._tracked = [
-                self._track(*row)
+                self._track(*row, kinds)
                 for row in zip(plans, arrays, variables, strict=True)
             ]
             # After the slots: in a `tf.train.Checkpoint` their positions count.
@@ -293,7 +297,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             arrays[ACCUMULATOR] = Array(shape, axes, compute_dtype(variable))
         return arrays
 
-    def _track(self, plan, arrays, variable):
+    def _track(self, plan, arrays, variable, kinds):
         slots = {
             # Keras has made the averages.
             name: self._model_variables_moving_average[plan.key]
@@ -301,12 +305,20 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             else self._add_slot(variable, plan.path, name, array)
             for name, array in arrays.items()
         }
-        return Tracked(self._kind_of(plan, variable), plan, slots)
+        kind = self._kind_of(plan, variable)
+        first = plan.key if kind is None else kinds.setdefault(kind, plan.key)
+        return Tracked(first, plan, slots)
 
     def _kind_of(self, plan, variable):
+        """What is equal of variables that are updated together, or `None`.
+
+        Together each is a slice of one array. Large ones would be copied for
+        nothing, and of a condition that differs between them all branches
+        would be computed.
+        """
         size = math.prod(variable.shape)
         if (
-            not 0 < size <= backend.LARGEST_TOGETHER
+            not 0 < size <= self._largest_together
             or plan.refreshes
             or self.gradient_accumulation_steps
             or layouts.is_split(variable)
@@ -415,9 +427,9 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
     def apply(self, grads, trainable_variables=None):
         """Takes a step with the gradients, or adds them up for one.
 
-        A gradient is made dense, summed over the replicas, unscaled, looked at
-        by the guard, accumulated and clipped, in this order; what becomes of
-        its variable then is `step.take_step`.
+        A gradient is made dense, unscaled, summed over the replicas, looked at
+        by the guard, accumulated and clipped, in this order. Then
+        `step.take_step` makes the update of its variable.
 
         Args:
             grads: List of gradients, `None` for a variable without one.
@@ -440,10 +452,10 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 )
             )
             if grads:
-                self._take_step(self._unscaled(grads), variables)
+                self._update_all(self._unscaled(grads), variables)
             self._iterations.assign_add(1)
 
-    def _take_step(self, gradients, variables):
+    def _update_all(self, gradients, variables):
         gradients = [
             _of_shape(ops.cast(gradient, compute_dtype(variable)), variable)
             for gradient, variable in zip(
@@ -580,16 +592,10 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             )
 
     def _kinds_of(self, members):
-        """Positions among the members, of those that are updated together.
-
-        Together each is a slice of one array. Large ones would be copied for
-        nothing, and of a condition that differs between them all branches
-        would be computed.
-        """
-        kinds: dict[Any, list[int]] = {}
+        """Positions among the members, of those that are updated together."""
+        kinds: dict[int, list[int]] = {}
         for position, member in enumerate(members):
-            kind = member.kind or member.plan.key
-            kinds.setdefault(kind, []).append(position)
+            kinds.setdefault(member.kind, []).append(position)
         return kinds.values()
 
     def _tracked_of(self, variable):
@@ -648,7 +654,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             for member, total in zip(members, totals, strict=True):
                 left = backend.select(complete, ops.zeros_like(total), total)
                 if step_taken is not None:
-                    before = ops.convert_to_tensor(member.accumulator)
+                    before = backend.read(member.accumulator)
                     left = backend.select(step_taken, left, before)
                 self.assign(member.accumulator, left)
         for row in zip(variables, members, old, new, strict=True):
@@ -678,8 +684,8 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             moves = ops.logical_and(moves, step_taken)
         average, _ = average_of(
             member.plan,
-            ops.convert_to_tensor(variable),
-            ops.convert_to_tensor(member.average),
+            backend.read(variable),
+            backend.read(member.average),
             self._int32_iterations(),
             moves,
         )

@@ -101,16 +101,14 @@ LONG_FILES = (
 )
 
 
-# What these test does not look at the backend.
+# Their tests do not look at the backend.
 BACKEND_FREE_FILES = (
     "test_batching.py",
-    "test_benchmarks.py",
-    "test_cli.py",
     "test_config.py",
     "test_convert.py",
     "test_evaluate.py",
     "test_files.py",
-    "test_killed.py",
+    "test_lifecycle.py",
     "test_prepare.py",
     "test_release.py",
     "test_report.py",

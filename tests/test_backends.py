@@ -12,6 +12,7 @@ from keras_adafactor.arguments import check_choice
 from tests import harness
 from tests.probe import as_numpy
 
+SHARED = "one_process"
 FOLDER = pathlib.Path(keras_adafactor.__file__).parent / "backends"
 
 
@@ -21,6 +22,9 @@ def interface(name):
     found = {}
     for node in tree.body:
         match node:
+            case ast.ImportFrom(module=module) if module.endswith(SHARED):
+                shared = interface(SHARED)
+                found |= {a.name: shared[a.name] for a in node.names}
             case ast.FunctionDef(name=public) if public[0] != "_":
                 found[public] = [
                     argument.arg for argument in node.args.args

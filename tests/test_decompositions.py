@@ -308,4 +308,4 @@ def test_conditioned_matrices_are_orthonormal_where_denormals_are_flushed(
                 ops.convert_to_tensor(gram), basis
             )
     assert max(conditioned) < 1e-5
-    assert max(raw) > 0.01
+    assert max(raw) > 0.1

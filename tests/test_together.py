@@ -15,7 +15,6 @@ from keras_adafactor import AdamWRule
 from keras_adafactor import AxisGroups
 from keras_adafactor import StateSpec
 from keras_adafactor import UpdateRuleOptimizer
-from keras_adafactor.backends import backend
 from tests import harness
 from tests.optimizers import MAIN
 
@@ -38,7 +37,7 @@ def problems(shapes, steps, spoiled=()):
 
 def after(make, largest, monkeypatch, dtype="float32", **given):
     """All variables of model and optimizer, and the optimizer."""
-    monkeypatch.setattr(backend, "LARGEST_TOGETHER", largest)
+    monkeypatch.setattr(UpdateRuleOptimizer, "_largest_together", largest)
     optimizer = make()
     starts, gradients = problems(SHAPES, 5, **given)
     made = harness.run(optimizer, starts, gradients, harness.MODE, dtype)

@@ -1,6 +1,5 @@
 """JAX: variables are values, and a step is one program of XLA."""
 
-import contextlib
 import functools
 
 import jax
@@ -10,6 +9,16 @@ from jax.experimental.sparse import JAXSparse
 from keras import ops
 
 from keras_adafactor.backends import reductions
+from keras_adafactor.backends.one_process import colocate_with as colocate_with
+from keras_adafactor.backends.one_process import (
+    creation_scope as creation_scope,
+)
+from keras_adafactor.backends.one_process import outside_graph as outside_graph
+from keras_adafactor.backends.one_process import read as read
+from keras_adafactor.backends.one_process import (
+    sum_over_replicas as sum_over_replicas,
+)
+from keras_adafactor.backends.one_process import with_shape as with_shape
 
 # The training step.
 
@@ -21,14 +30,6 @@ def training_step(function):
 def densify(gradient):
     # Keras' sparse layers give `BCOO`.
     return gradient.todense() if isinstance(gradient, JAXSparse) else gradient
-
-
-def with_shape(gradient, shape):
-    return gradient if tuple(gradient.shape) == shape else None
-
-
-def sum_over_replicas(gradients):
-    return gradients
 
 
 def update_variables(optimizer, updates, in_turn):
@@ -67,30 +68,11 @@ def _after(variables, tensor):
     return tensor
 
 
-LARGEST_TOGETHER = 4096
-
-
 def vectorize(function, values):
     return ops.vectorized_map(function, values)
 
 
 # Variables.
-
-
-def creation_scope(optimizer):
-    return contextlib.nullcontext()
-
-
-def colocate_with(optimizer, variable):
-    return contextlib.nullcontext()
-
-
-def read(variable):
-    return ops.convert_to_tensor(variable)
-
-
-def outside_graph():
-    return contextlib.nullcontext()
 
 
 def sync_training_state(model):

@@ -84,10 +84,6 @@ def update_variables(optimizer, updates, in_turn):
     )
 
 
-# Elements of a variable up to which those of one kind are updated together.
-LARGEST_TOGETHER = 4096
-
-
 def vectorize(function, values):
     """Calls a function for each slice of tensors along their first axis.
 

@@ -7,6 +7,16 @@ import torch
 from keras import ops
 
 from keras_adafactor.backends import reductions
+from keras_adafactor.backends.one_process import colocate_with as colocate_with
+from keras_adafactor.backends.one_process import (
+    creation_scope as creation_scope,
+)
+from keras_adafactor.backends.one_process import outside_graph as outside_graph
+from keras_adafactor.backends.one_process import read as read
+from keras_adafactor.backends.one_process import (
+    sum_over_replicas as sum_over_replicas,
+)
+from keras_adafactor.backends.one_process import with_shape as with_shape
 
 # The training step.
 
@@ -20,21 +30,10 @@ def densify(gradient):
     return gradient.to_dense() if sparse else gradient
 
 
-def with_shape(gradient, shape):
-    return gradient if tuple(gradient.shape) == shape else None
-
-
-def sum_over_replicas(gradients):
-    return gradients
-
-
 def update_variables(optimizer, updates, in_turn):
     # The backward pass has the gradient of the last one first.
     for variable, function, arguments in reversed(updates):
         function(variable, *arguments)
-
-
-LARGEST_TOGETHER = 4096
 
 
 _vectorized = False
@@ -52,22 +51,6 @@ def vectorize(function, values):
 # Variables.
 
 
-def creation_scope(optimizer):
-    return contextlib.nullcontext()
-
-
-def colocate_with(optimizer, variable):
-    return contextlib.nullcontext()
-
-
-def read(variable):
-    return ops.convert_to_tensor(variable)
-
-
-def outside_graph():
-    return contextlib.nullcontext()
-
-
 def sync_training_state(model):
     pass
 
@@ -78,6 +61,10 @@ def has_value(variable):
 
 def is_tracing():
     return torch.compiler.is_compiling()
+
+
+def is_symbolic(value):
+    return is_tracing()
 
 
 # Arithmetic.
@@ -96,10 +83,6 @@ def select(condition, if_true, if_false):
 def _is_known(condition):
     """Whether to look at a boolean is free: it is here, and it is one."""
     return condition.device.type == "cpu" and not _has_no_values()
-
-
-def is_symbolic(value):
-    return is_tracing()
 
 
 def _has_no_values():

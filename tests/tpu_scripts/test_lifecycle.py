@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 
-import keras
 import pytest
 
 from tests.tpu_scripts.cloud import HERE
@@ -30,16 +29,10 @@ GROUP = {"ACCELERATOR": "v5p:2x2x2"}
 MULTI_HOST = {"ACCELERATOR": "v5p-16"}
 CREATE = ("queued-resources", "create")
 
-pytestmark = [
-    pytest.mark.skipif(
-        not all(map(shutil.which, ("bash", "git", "flock", "setsid", "tar"))),
-        reason="needs bash, git, tar, and flock and setsid of util-linux",
-    ),
-    pytest.mark.skipif(
-        keras.backend.backend() != "tensorflow",
-        reason="the same on every backend: KERAS_BACKEND=tensorflow runs it",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("bash", "git", "flock", "setsid", "tar"))),
+    reason="needs bash, git, tar, and flock and setsid of util-linux",
+)
 
 
 @pytest.fixture(scope="module")
