@@ -69,6 +69,7 @@ _CALLS_ON_CHIP = {
     "X64Combine",
     "X64SplitHigh",
     "X64SplitLow",
+    "ZeroCrop",
 }
 _COLLECTIVES = (
     "all-gather",

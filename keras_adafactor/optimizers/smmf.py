@@ -177,7 +177,7 @@ class SMMF(UpdateRuleOptimizer):
             )
             log_decay = math.log(self.beta_1_growth) * (step.t - 1.0)
             log_decay = log_decay + math.log(self.beta_1)
-            m = ops.exp(log_decay) * old - ops.expm1(log_decay) * g
+            m = ema(old, g, -ops.expm1(log_decay))
             if factored:
                 new["m_row"], new["m_col"] = compress(ops.abs(m))
                 new["m_sign"] = ops.reshape(m, shape)

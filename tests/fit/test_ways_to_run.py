@@ -220,7 +220,7 @@ def test_updates_in_turn_are_those_at_once(setting, monkeypatch):
 
     at_once = run()
     monkeypatch.setattr(optimizer, "_LARGE", 1)
-    monkeypatch.setattr(backend, "_variables_are_whole", lambda: True)
+    monkeypatch.setattr(backend, "_are_whole", lambda: True)
     monkeypatch.setattr(jax.lax, "platform_dependent", on_tpu)
     in_turn = run()
     assert any(barriers)
