@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import number
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
@@ -27,31 +27,25 @@ class AdamWRule(UpdateRule):
 
     State: `m` and `v`, float32, of the shape of the variable.
 
-    Args:
-        beta_1: Float in [0, 1). Defaults to 0.9.
-        beta_2: Float in [0, 1). Defaults to 0.999.
-        epsilon: Float > 0. Defaults to 1e-8.
-        learning_rate_ratio: Float > 0, by which the learning rate of the
-            optimizer is multiplied. Defaults to 1.0.
-
     Reference:
 
     - [Loshchilov and Hutter, 2019](https://arxiv.org/abs/1711.05101)
     """
 
-    def __init__(
-        self,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        learning_rate_ratio: float = 1.0,
-    ) -> None:
-        self.beta_1 = check_number("beta_1", beta_1, at_least=0.0, below=1.0)
-        self.beta_2 = check_number("beta_2", beta_2, at_least=0.0, below=1.0)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.learning_rate_ratio = check_number(
-            "learning_rate_ratio", learning_rate_ratio, above=0.0
-        )
+    beta_1: float = number(
+        0.9, at_least=0.0, below=1.0, doc="Decay of the first moment."
+    )
+    beta_2: float = number(
+        0.999, at_least=0.0, below=1.0, doc="Decay of the second moment."
+    )
+    epsilon: float = number(
+        1e-8, above=0.0, doc="Added to the root of the second moment."
+    )
+    learning_rate_ratio: float = number(
+        1.0,
+        above=0.0,
+        doc="Number by which the learning rate of the optimizer is multiplied.",
+    )
 
     def choose(self, shape, path):
         return None

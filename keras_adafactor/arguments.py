@@ -1,23 +1,34 @@
-"""Constructor arguments: checked, with Keras' form of message, and saved.
+"""Constructor arguments: declared once, then checked, documented and saved.
 
-A check returns the value as it is kept: numbers as Python's own, so that a
-configuration is JSON.
+A class that derives from `Declared` lists its arguments in its body, as a
+dataclass does:
+
+    class Lion(UpdateRuleOptimizer):
+        learning_rate: LearningRate = rate(1e-4, doc="...")
+        beta_1: float = decay(0.9, doc="Decay of the momentum.")
+        _: KW_ONLY
+        momentum_dtype: StateDtype = momentum_dtype()
+
+The declaration gives the signature of its constructor, the check of every
+value, the `Args:` section of its docstring and its saved configuration.
 """
 
-import difflib
 import inspect
-import numbers
 import re
-import warnings
+import textwrap
+import typing
 from collections.abc import Callable
 from collections.abc import Sequence
+from dataclasses import KW_ONLY
+from dataclasses import dataclass
 from typing import Any
+from typing import ClassVar
 from typing import Literal
 from typing import TypedDict
 
 import keras
-import numpy as np
 
+from keras_adafactor import checks
 from keras_adafactor.functional.axis_groups import AxisGroups
 
 # Types of arguments. Keras has none of its own: its classes are `Any`.
@@ -28,7 +39,8 @@ LearningRate = (
 )
 # Regular expressions.
 Patterns = str | Sequence[str] | None
-StateDtype = Literal["float32", "bfloat16", "int8"]
+# A name in `storage.STORAGES`.
+StateDtype = str
 AxisGroupsChoice = (
     str
     | AxisGroups
@@ -36,152 +48,369 @@ AxisGroupsChoice = (
     | dict[str, Any]
 )
 
+REQUIRED = inspect.Parameter.empty
 
-def check(condition, name, requirement, value):
-    """Raises unless `condition` holds.
 
-    Args:
-        condition: Bool.
-        name: String, the argument's name.
-        requirement: String that continues "Argument `name` must be".
-        value: What was received.
+# What is declared.
 
-    Raises:
-        ValueError: "Argument `name` must be <requirement>. Received:
-            name=<value>".
+
+@dataclass(frozen=True)
+class Argument:
+    """A constructor argument, as a class declares it.
+
+    Attributes:
+        default: Its default, or `REQUIRED`.
+        check: Function of name and value that returns the value as it is
+            kept (numbers as Python's own, so that a configuration is JSON) or
+            raises `ValueError`.
+        type: String, what it must be: "Float > 0 or `None`".
+        doc: String, sentences that say what it does.
+        needs: Name of another argument. If that one is `None` or `False`, this
+            one must have its default.
+        excluded_by: Name of another argument. If that one is given, this one
+            must have its default.
     """
-    if not condition:
-        raise ValueError(
-            f"Argument `{name}` must be {requirement}. Received: "
-            f"{name}={value!r}"
+
+    default: Any
+    check: Callable[[str, Any], Any]
+    type: str
+    doc: str
+    needs: str | None = None
+    excluded_by: str | None = None
+
+    def check_beside(self, name, values):
+        """Checks the argument against those that it depends on.
+
+        Args:
+            name: String, its name.
+            values: Dict, or anything with `[]`, of all arguments.
+        """
+        if _equal(values[name], self.default):
+            return
+        default = "left at its default"
+        if self.default is None or isinstance(self.default, bool):
+            default = repr(self.default)
+        for other, holds, word in (
+            (self.needs, True, "unless"),
+            (self.excluded_by, False, "if"),
+        ):
+            if other is None:
+                continue
+            value = values[other]
+            is_given = value is not None and value is not False
+            given = "True" if isinstance(value, bool) else "given"
+            checks.check(
+                is_given is holds,
+                name,
+                f"{default} {word} `{other}` is {given}",
+                values[name],
+            )
+
+    def documentation(self, name):
+        """The entry of an `Args:` section, indented as in a class."""
+        text = f"{name}: {self.type}. {self.doc}"
+        if self.needs:
+            text += f" Only with `{self.needs}`."
+        if self.default is not REQUIRED:
+            text += f" Defaults to {_literal(self.default)}."
+        return textwrap.fill(
+            " ".join(text.split()),
+            width=80,
+            initial_indent=" " * 8,
+            subsequent_indent=" " * 12,
+            break_on_hyphens=False,
+            break_long_words=False,
         )
 
 
-def check_number(name, value, above=None, at_least=None, below=None,
-                 at_most=None, optional=False):  # fmt: skip
-    """Checks a float argument against its range.
+def _literal(value):
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    if value is None or isinstance(value, bool):
+        return f"`{value}`"
+    return repr(value)
+
+
+def _equal(value, default):
+    return type(value) is type(default) and value == default
+
+
+@typing.dataclass_transform()
+class Declared:
+    """Base of classes that declare their constructor arguments.
+
+    A subclass without an `__init__` of its own gets one for everything that
+    it and its parents declare. What a parent declares, a subclass may declare
+    anew, with another default. A subclass may also have an `__init__` written
+    by hand, which calls that of its parent.
+
+    Every value that is assigned to an argument is checked, before and after
+    construction.
+    """
+
+    declared: ClassVar[dict[str, Argument]] = {}
+    _keyword_only: ClassVar[frozenset[str]] = frozenset()
+    _annotations: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        is_keyword, mine, keywords = False, {}, set()
+        annotations = inspect.get_annotations(cls)
+        for name, annotation in annotations.items():
+            if annotation is KW_ONLY:
+                is_keyword = True
+            elif isinstance(vars(cls).get(name), Argument):
+                mine[name] = vars(cls)[name]
+                # An instance has the value, a property of a parent stays.
+                delattr(cls, name)
+                if is_keyword:
+                    keywords.add(name)
+        types = {name: annotations[name] for name in mine}
+        cls._annotations = cls._annotations | types
+        cls._keyword_only = cls._keyword_only - mine.keys() | keywords
+        names = dict.fromkeys([*cls.declared, *mine])
+        by_keyword = dict.fromkeys([*mine, *cls.declared])
+        everything = cls.declared | mine
+        cls.declared = {
+            name: everything[name]
+            for name in (
+                *(n for n in names if n not in cls._keyword_only),
+                *(n for n in by_keyword if n in cls._keyword_only),
+            )
+        }
+        if "__init__" in vars(cls) or not mine:
+            return
+        owner = next(each for each in cls.__mro__ if "__init__" in vars(each))
+        if issubclass(owner, Declared) and not hasattr(
+            owner.__init__, "is_generated"
+        ):
+            raise TypeError(
+                f"`{cls.__name__}` declares arguments, but its parent "
+                f"`{owner.__name__}` has an `__init__` written by hand: write "
+                f"one for `{cls.__name__}` too, or declare the arguments of "
+                f"`{owner.__name__}`."
+            )
+        cls.__init__ = _constructor(cls)
+        cls.__doc__ = _documented(cls)
+
+    def initialize(self, values: dict[str, Any]) -> None:
+        """Keeps the arguments of the constructor as attributes.
+
+        Args:
+            values: Dict from the name of every argument to its value, which
+                is not checked yet.
+        """
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.check_arguments()
+
+    def check_arguments(self) -> None:
+        """Checks the arguments against each other.
+
+        Raises:
+            ValueError: If an argument contradicts another.
+        """
+        values = {name: getattr(self, name) for name in self.declared}
+        for name, argument in self.declared.items():
+            argument.check_beside(name, values)
+
+    def is_fixed(self) -> bool:
+        """Whether an argument that is assigned now would have no effect."""
+        return False
+
+    def __setattr__(self, name, value):
+        argument = self.declared.get(name)
+        # A property checks for itself.
+        if argument and not isinstance(
+            getattr(type(self), name, None), property
+        ):
+            cls = type(self).__name__
+            if self.is_fixed():
+                raise AttributeError(
+                    f"`{name}` of this `{cls}` cannot be changed any more: the "
+                    "optimizer is built, and its state and compiled steps "
+                    "depend on it. Make a new one: `"
+                    f"{cls}.from_config({{**optimizer.get_config(), "
+                    f"{name!r}: {value!r}}})`."
+                )
+            value = argument.check(name, value)
+        super().__setattr__(name, value)
+
+
+def _constructor(cls):
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY
+            if name in cls._keyword_only
+            else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=argument.default,
+            annotation=cls._annotations[name],
+        )
+        for name, argument in cls.declared.items()
+    ]
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.Signature([first, *parameters], return_annotation=None)
+
+    def __init__(self, *args, **kwargs):
+        checks.check_recognized(kwargs, cls, type(self))
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}") from None
+        bound.apply_defaults()
+        del bound.arguments["self"]
+        self.initialize(bound.arguments)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    __init__.__module__ = cls.__module__
+    __init__.is_generated = True  # type: ignore[attr-defined]
+    return __init__
+
+
+# Of a docstring, what the arguments come before.
+_AFTER_ARGUMENTS = re.compile(
+    r"^    (Deviations from the paper|Raises|Example|References?):",
+    re.MULTILINE,
+)
+
+
+def _documented(cls):
+    """The docstring of a class, with the section of its arguments."""
+    doc = vars(cls).get("__doc__")
+    if not doc:
+        return doc
+    entries = [a.documentation(name) for name, a in cls.declared.items()]
+    section = "\n".join(["    Args:", *entries, "", ""])
+    after = _AFTER_ARGUMENTS.search(doc)
+    position = after.start() if after else len(doc.rstrip())
+    if not after:
+        section = "\n\n" + section.rstrip() + "\n    "
+    return doc[:position] + section + doc[position:]
+
+
+# Kinds of arguments.
+
+
+def argument(default, *, check, type, doc, **relations):
+    """Declares an argument with a check of its own; see `Argument`.
+
+    The result is `Any`: type checkers read the annotation.
+    """
+    found: Any = Argument(default, check, type, doc, **relations)
+    return found
+
+
+def number(default, *, above=None, at_least=None, below=None, at_most=None,
+           optional=False, doc, **relations):  # fmt: skip
+    """Declares a number; for the bounds see `checks.check_number`."""
+
+    def checked(name, value):
+        return checks.check_number(
+            name, value, above, at_least, below, at_most, optional
+        )
+
+    low = at_least if above is None else above
+    high = at_most if below is None else below
+    if low is not None and high is not None:
+        left, right = "[("[above is not None], "])"[below is not None]
+        interval = f"Float in {left}{low:g}, {high:g}{right}"
+    elif low is not None:
+        interval = f"Float {'>=' if above is None else '>'} {low:g}"
+    else:
+        interval = f"Float {'<=' if below is None else '<'} {high:g}"
+    type_ = interval + " or `None`" * optional
+    return argument(default, check=checked, type=type_, doc=doc, **relations)
+
+
+def decay(default, *, doc, **options):
+    """Declares the decay of an average, a number between 0 and 1."""
+    return number(default, above=0.0, below=1.0, doc=doc, **options)
+
+
+def integer(default, *, at_least, optional=False, doc, **relations):
+    """Declares an integer with a lower bound."""
+
+    def checked(name, value):
+        return checks.check_integer(name, value, at_least, optional)
+
+    type_ = f"Integer >= {at_least}" + " or `None`" * optional
+    return argument(default, check=checked, type=type_, doc=doc, **relations)
+
+
+def boolean(default, *, doc, **relations):
+    """Declares a boolean."""
+    return argument(
+        default,
+        check=checks.check_boolean,
+        type="Boolean",
+        doc=doc,
+        **relations,
+    )
+
+
+def choice(default, *, choices, doc, **relations):
+    """Declares one of a few values.
 
     Args:
-        name: String, the argument's name.
-        value: What was received.
-        above, at_least, below, at_most: Bounds, exclusive and inclusive.
-        optional: Whether `None` is allowed.
-
-    Returns:
-        Float, or the int that was given; or `None`.
-
-    Raises:
-        ValueError: If `value` is not a real number in the range.
+        default: The default.
+        choices: Sequence of values.
+        doc, **relations: See `Argument`.
     """
-    if optional and value is None:
-        return None
-    signs = {">": above, ">=": at_least, "<": below, "<=": at_most}
-    bounds = [f"{sign} {b}" for sign, b in signs.items() if b is not None]
-    requirement = f"a number {' and '.join(bounds)}" + " or None" * optional
-    valid = (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and (above is None or value > above)
-        and (at_least is None or value >= at_least)
-        and (below is None or value < below)
-        and (at_most is None or value <= at_most)
-        and abs(value) != float("inf")
-        and value == value
+
+    def checked(name, value):
+        return checks.check_choice(name, value, choices)
+
+    words = [_literal(value) for value in choices]
+    type_ = f"{', '.join(words[:-1])} or {words[-1]}"
+    return argument(default, check=checked, type=type_, doc=doc, **relations)
+
+
+def patterns(default, *, doc, **relations):
+    """Declares a regular expression, a list of them, or `None`."""
+    type_ = "Regular expression, list of them, or `None`"
+    return argument(
+        default, check=checks.check_patterns, type=type_, doc=doc, **relations
     )
-    check(valid, name, requirement, value)
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def check_decay(name, value, optional=False):
-    """Checks the decay of an average, a number between 0 and 1."""
-    return check_number(name, value, above=0.0, below=1.0, optional=optional)
-
-
-def check_integer(name, value, at_least, optional=False):
-    """Checks an integer argument against its lower bound, and returns it."""
-    if optional and value is None:
-        return None
-    valid = (
-        isinstance(value, numbers.Integral)
-        and not isinstance(value, bool)
-        and value >= at_least
+def rate(default=REQUIRED, *, doc=""):
+    """Declares the learning rate."""
+    type_ = (
+        "Float >= 0, a `keras.optimizers.schedules.LearningRateSchedule`, or a "
+        "callable without arguments"
     )
-    requirement = f"an integer >= {at_least}" + " or None" * optional
-    check(valid, name, requirement, value)
-    return int(value)
+    return argument(
+        default, check=checks.check_learning_rate, type=type_, doc=doc
+    )
 
 
-def check_boolean(name, value):
-    """Checks that an argument is `True` or `False`, and returns it."""
-    check(isinstance(value, bool | np.bool_), name, "a boolean", value)
-    return bool(value)
-
-
-def check_choice(name, value, choices):
-    """Checks that an argument is one of a few values, and returns it."""
-    valid = any(value is c or (value == c and type(value) is type(c))
-                for c in choices)  # fmt: skip
-    allowed = ", ".join(repr(choice) for choice in choices)
-    check(valid, name, f"one of {allowed}", value)
-    return value
-
-
-def check_patterns(name, value):
-    """Checks a list of regular expressions, and returns it as a list."""
-    value = [value] if isinstance(value, str) else value
-    requirement = "a regular expression, a list of them, or None"
-    check(
-        value is None
-        or (
-            isinstance(value, list | tuple)
-            and all(isinstance(pattern, str) for pattern in value)
+def axis_groups(doc="", **relations):
+    """Declares what the rows and columns of a variable are."""
+    return argument(
+        "auto",
+        check=checks.check_axis_groups,
+        type=(
+            '`"auto"`, `"last_two"`, `AxisGroups`, a callable `(shape, path) '
+            "-> axis groups`, or a dict from regular expression to axis groups"
         ),
-        name,
-        requirement,
-        value,
+        doc=(
+            "The axes of a variable that are its rows and its columns. "
+            '`"auto"` splits the axes where the fewest numbers are kept. '
+            '`"last_two"` takes the last two axes. In a dict the first '
+            "expression that is found in the path of the variable decides. "
+            + doc
+        ),
+        **relations,
     )
-    for pattern in value or ():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            requirement = f"a valid regular expression ({error})"
-            check(False, name, requirement, pattern)
-    return None if value is None else list(value)
 
 
 class OptimizerKeywords(TypedDict, total=False):
-    """Keywords that every optimizer of this package takes.
+    """Types of the keywords that every optimizer of this package takes.
 
-    The meaning of the first ten is that of `keras.optimizers.Optimizer`; what
-    differs is said in `UpdateRuleOptimizer`, with the last three.
-
-    Attributes:
-        weight_decay: Float >= 0 or `None`: `weight_decay * learning_rate` of
-            every weight is subtracted from it in a step, unless
-            `exclude_from_weight_decay()` says otherwise. Defaults to `None`.
-        clipnorm: Float > 0 or `None`, the largest norm of the gradient of a
-            variable. Defaults to `None`.
-        clipvalue: Float > 0 or `None`, the largest absolute value of an
-            element of a gradient. Defaults to `None`.
-        global_clipnorm: Float > 0 or `None`, the largest norm of all gradients
-            together. Defaults to `None`.
-        use_ema: Boolean, whether an average of every weight is kept, which
-            takes the weight's place at the end of `fit`. Defaults to `False`.
-        ema_momentum: Float in [0, 1], the decay of these averages. Defaults to
-            0.99.
-        ema_overwrite_frequency: Integer >= 1 or `None`, the steps after which
-            weights are overwritten with their averages; with `use_ema` only.
-            Defaults to `None`, at the end of `fit` alone.
-        loss_scale_factor: Float > 0 or `None`, by which the loss is multiplied
-            and the gradients are divided. Defaults to `None`.
-        gradient_accumulation_steps: Integer >= 2 or `None`, the batches whose
-            mean gradient makes an update. Defaults to `None`, one.
-        name: String or `None`. Defaults to `None`: by the class, numbered.
-        stochastic_rounding: Boolean, defaults to `True`.
-        skip_nonfinite: `"variable"`, `"step"` or `None`; defaults to
-            `"variable"`.
-        fallback: Regular expression, list of them, dict from regular
-            expression to `UpdateRule`, or `None`, the default.
+    For the constructor of your own subclass: `**keywords:
+    Unpack[OptimizerKeywords]`. `UpdateRuleOptimizer` says what they mean.
     """
 
     weight_decay: float | None
@@ -197,120 +426,6 @@ class OptimizerKeywords(TypedDict, total=False):
     stochastic_rounding: bool
     skip_nonfinite: Literal["variable", "step"] | None
     fallback: Patterns | dict[str, Any]
-
-
-# What Keras, optax, PyTorch, Transformers and T5X call the arguments of these
-# methods, and our names, of which a class has some.
-_ELSEWHERE = {
-    "alpha": ("learning_rate",),
-    "b1": ("beta_1",),
-    "b2": ("beta_2",),
-    "b3": ("beta_3",),
-    "beta1": ("beta_1",),
-    "beta2": ("beta_2",),
-    "beta3": ("beta_3",),
-    "betas": ("beta_1", "beta_2", "beta_3"),
-    "clipping_threshold": ("clip_threshold",),
-    "decay_offset": ("step_offset",),
-    "decay_rate": ("beta_2_decay", "beta_2"),
-    "dtype_momentum": ("momentum_dtype", "state_dtype"),
-    "eps": ("epsilon_1", "epsilon_2", "epsilon"),
-    "grad_clip": ("clipnorm", "global_clipnorm"),
-    "gradient_clipping": ("clipnorm", "global_clipnorm"),
-    "lr": ("learning_rate",),
-    "max_grad_norm": ("global_clipnorm",),
-    "momentum": ("beta_1",),
-    "mu_dtype": ("momentum_dtype", "state_dtype"),
-    "precondition_frequency": ("refresh_every",),
-    "rho": ("beta_2",),
-    "scale_parameter": ("multiply_by_parameter_scale",),
-    "update_proj_gap": ("refresh_every",),
-    "warmup_init": ("warmup_steps",),
-    "weight_decay_rate": ("weight_decay",),
-}
-_ABSENT = {
-    "amsgrad": "There is no `amsgrad` here: no optimizer of this package keeps "
-    "the largest second moment.",
-    "decay": "For `decay`, did you mean a schedule as `learning_rate`?",
-    "jit_compile": "For `jit_compile`, ask `model.compile`.",
-    "nesterov": "There is no Nesterov momentum here.",
-}
-
-
-def check_recognized(keywords, cls):
-    """Checks that every keyword is one of `OptimizerKeywords`.
-
-    Args:
-        keywords: Dict, what the constructor's own arguments have left over.
-        cls: The class of the optimizer.
-
-    Raises:
-        ValueError: If one is not; names the argument that may be meant.
-    """
-    known = OptimizerKeywords.__annotations__
-    unknown = {k: v for k, v in keywords.items() if k not in known}
-    if not unknown:
-        return
-    arguments = [*inspect.signature(cls).parameters, *known]
-    hints = [_hint(name, arguments) for name in unknown]
-    raise ValueError(
-        f"Argument(s) not recognized by {cls.__name__}: {unknown}."
-        + "".join(f" {hint}" for hint in hints if hint)
-    )
-
-
-def _hint(name, arguments):
-    """What may be meant by a name that is none of the arguments."""
-    if name in _ABSENT:
-        return _ABSENT[name]
-    meant = [n for n in _ELSEWHERE.get(name, ()) if n in arguments]
-    meant = meant or sorted(difflib.get_close_matches(name, arguments, n=2))
-    if not meant:
-        return ""
-    return f"For `{name}`, did you mean {' or '.join(f'`{n}`' for n in meant)}?"
-
-
-def check_keywords(keywords):
-    """Checks those of `OptimizerKeywords` that are Keras'.
-
-    Returns:
-        Dict, the keywords as they are kept.
-    """
-    ranges = {
-        "weight_decay": {"at_least": 0.0, "optional": True},
-        "ema_momentum": {"at_least": 0.0, "at_most": 1.0},
-        "clipnorm": {"above": 0.0, "optional": True},
-        "clipvalue": {"above": 0.0, "optional": True},
-        "global_clipnorm": {"above": 0.0, "optional": True},
-        "loss_scale_factor": {"above": 0.0, "optional": True},
-    }
-    least = {"gradient_accumulation_steps": 2, "ema_overwrite_frequency": 1}
-    checked = {}
-    for name, value in keywords.items():
-        if name in ranges:
-            value = check_number(name, value, **ranges[name])
-        elif name in least:
-            value = check_integer(name, value, least[name], optional=True)
-        elif name == "use_ema":
-            value = check_boolean(name, value)
-        elif name == "name":
-            valid = value is None or isinstance(value, str)
-            check(valid, name, "a string", value)
-        checked[name] = value
-    frequency = checked.get("ema_overwrite_frequency")
-    check(
-        frequency is None or checked.get("use_ema", False),
-        "ema_overwrite_frequency",
-        "None unless `use_ema` is True",
-        frequency,
-    )
-    if checked.get("ema_momentum", 0.99) != 0.99 and not checked.get("use_ema"):
-        warnings.warn(
-            f"`ema_momentum={checked['ema_momentum']}` does nothing unless "
-            "`use_ema` is True; for momentum see `beta_1`.",
-            stacklevel=4,
-        )
-    return checked
 
 
 def serialize(value):

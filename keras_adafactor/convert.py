@@ -13,9 +13,9 @@ import tempfile
 import keras
 
 import keras_adafactor
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_choice
 from keras_adafactor.arguments import deserialize
+from keras_adafactor.checks import check
+from keras_adafactor.checks import check_choice
 from keras_adafactor.optimizer import UpdateRuleOptimizer
 from keras_adafactor.sources import load_checkpoint
 from keras_adafactor.sources import opened

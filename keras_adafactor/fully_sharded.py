@@ -6,9 +6,9 @@ from typing import Any
 import keras
 
 from keras_adafactor import layouts
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_boolean
 from keras_adafactor.backends import backend
+from keras_adafactor.checks import check
+from keras_adafactor.checks import check_boolean
 
 
 class FullySharded(keras.distribution.ModelParallel):

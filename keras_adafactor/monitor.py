@@ -13,9 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_integer
 from keras_adafactor.backends import backend
+from keras_adafactor.checks import check
+from keras_adafactor.checks import check_integer
 from keras_adafactor.optimizer import inner_optimizers
 from keras_adafactor.optimizer import path_of
 from keras_adafactor.step import compute_dtype

@@ -11,14 +11,15 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import KW_ONLY
 from typing import Any
 from typing import Literal
 from typing import NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
+from keras_adafactor import checks
 from keras_adafactor import guards
 from keras_adafactor import layouts
 from keras_adafactor import saved_state
@@ -26,16 +27,16 @@ from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.arguments import LearningRate
 from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import Patterns
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_boolean
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_keywords
-from keras_adafactor.arguments import check_number
-from keras_adafactor.arguments import check_patterns
-from keras_adafactor.arguments import check_recognized
+from keras_adafactor.arguments import argument
+from keras_adafactor.arguments import boolean
+from keras_adafactor.arguments import choice
 from keras_adafactor.arguments import deserialize
+from keras_adafactor.arguments import integer
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.arguments import serialize
 from keras_adafactor.backends import backend
+from keras_adafactor.learning_rate import WithLearningRate
 from keras_adafactor.rule import UpdateRule
 from keras_adafactor.step import ACCUMULATOR
 from keras_adafactor.step import AVERAGE
@@ -48,7 +49,12 @@ from keras_adafactor.step import no_failures
 from keras_adafactor.step import take_steps
 from keras_adafactor.storage import Array
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
+# Those of `UpdateRuleOptimizer` that Keras has too.
+KERAS_ARGUMENTS = tuple(
+    name
+    for name in ("learning_rate", *OptimizerKeywords.__annotations__)
+    if name in inspect.signature(keras.optimizers.Optimizer.__init__).parameters
+)
 _LARGE = 2**22  # elements of a variable from which updates are made in turn
 
 
@@ -75,7 +81,32 @@ class Tracked(NamedTuple):
         return self.slots.get(ACCUMULATOR)
 
 
-class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
+def _check_fallback(name, value):
+    """A dict from regular expression to rule, or `None`."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        patterns = checks.check_patterns(name, value)
+        return {pattern: AdamWRule() for pattern in patterns}
+    checks.check_patterns(name, list(value))
+    for rule in value.values():
+        checks.check(
+            isinstance(rule, UpdateRule),
+            name,
+            "a dict from regular expression to update rule, `AdamWRule()` say",
+            value,
+        )
+    return dict(value)
+
+
+def _check_name(name, value):
+    checks.check(
+        value is None or isinstance(value, str), name, "a string", value
+    )
+    return value
+
+
+class UpdateRuleOptimizer(UpdateRule, WithLearningRate):
     """Abstract base of optimizers that are a pure update rule.
 
     A subclass implements `state_spec` and `update_rule`, and `refresh` where
@@ -96,47 +127,109 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
     - A checkpoint that does not fit is an error; `warm_start` keeps what fits
       of it.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments.
-        stochastic_rounding: Boolean, defaults to `True`. Whether weights of
-            dtype bfloat16 and float16 are rounded up or down at random so
-            that their mean is exact. Rounding to nearest never moves a
-            bfloat16 weight of 1.0 by 1e-3. The noise is a hash of element,
-            step and variable: the same on all replicas, and in a resumed run.
-        skip_nonfinite: `"variable"` (the default), `"step"` or `None`: what is
-            left as it was when a gradient holds NaN or infinity, or an
-            element too large to be squared in float32 (1.8e19).
-            `"variable"`: the variable it belongs to, with its statistics;
-            read from statistics that have seen the whole gradient, where the
-            rule keeps such, without a pass over the gradient. `"step"`: every
-            variable, statistic and the counter of steps. All updates then
-            wait for the last gradient, and no gradient is freed early:
-            compiled for a TPU v5e, on JAX, a training step of twelve
-            4096 x 4096 layers needs 2.4 bytes of temporaries a parameter,
-            with `"variable"` 0.37, as without a guard. Skips are counted in
-            `skipped_updates`; a `fit` that skipped any ends with a warning.
-        fallback: Which variables take another rule: a regular expression or a
-            list of them, for `AdamWRule()`; or a dict from regular expression
-            to rule. The first that is found anywhere in a variable's path
-            decides. `state_report` shows who takes what. Defaults to `None`.
-        **kwargs: See `OptimizerKeywords`.
+    Raises:
+        ValueError: If an argument is out of range or contradicts another.
     """
 
     # Elements of a variable up to which it may be updated with others.
     _largest_together = 4096
 
-    def __init__(
-        self,
-        learning_rate: LearningRate,
-        *,
-        stochastic_rounding: bool = True,
-        skip_nonfinite: Literal["variable", "step"] | None = "variable",
-        fallback: Patterns | dict[str, UpdateRule] = None,
-        **kwargs: Any,
-    ) -> None:
-        check_recognized(kwargs, type(self))
+    learning_rate: LearningRate = rate()
+    _: KW_ONLY
+    weight_decay: float | None = number(
+        None,
+        at_least=0.0,
+        optional=True,
+        doc="`weight_decay * learning_rate` of every weight is subtracted from "
+        "it in a step, unless `exclude_from_weight_decay()` excludes it.",
+    )
+    clipnorm: float | None = number(
+        None,
+        above=0.0,
+        optional=True,
+        doc="Largest norm of the gradient of a variable.",
+    )
+    clipvalue: float | None = number(
+        None,
+        above=0.0,
+        optional=True,
+        doc="Largest absolute value of an element of a gradient.",
+    )
+    global_clipnorm: float | None = number(
+        None,
+        above=0.0,
+        optional=True,
+        doc="Largest norm of all gradients together.",
+    )
+    use_ema: bool = boolean(
+        False,
+        doc="Whether an average of every weight is kept, which replaces the "
+        "weight at the end of `fit`.",
+    )
+    ema_momentum: float = number(
+        0.99, at_least=0.0, at_most=1.0, doc="Decay of these averages."
+    )
+    ema_overwrite_frequency: int | None = integer(
+        None,
+        at_least=1,
+        optional=True,
+        needs="use_ema",
+        doc="Number of steps after which weights are overwritten with their "
+        "averages. `None`: only at the end of `fit`.",
+    )
+    loss_scale_factor: float | None = number(
+        None,
+        above=0.0,
+        optional=True,
+        doc="Number by which the loss is multiplied and the gradients are "
+        "divided.",
+    )
+    gradient_accumulation_steps: int | None = integer(
+        None,
+        at_least=2,
+        optional=True,
+        doc="Number of batches whose mean gradient makes an update.",
+    )
+    name: str | None = argument(
+        None,
+        check=_check_name,
+        type="String or `None`",
+        doc="Name of the optimizer; by default the class, numbered.",
+    )
+    stochastic_rounding: bool = boolean(
+        True,
+        doc="Whether weights of dtype bfloat16 and float16 are rounded up or "
+        "down at random so that their mean is exact. Rounding to nearest never "
+        "moves a bfloat16 weight of 1.0 by 1e-3. The noise is a hash of "
+        "element, step and variable: it is the same on all replicas, and in a "
+        "resumed run.",
+    )
+    skip_nonfinite: Literal["variable", "step"] | None = choice(
+        "variable",
+        choices=tuple(guards.POLICIES),
+        doc="What stays as it was when a gradient holds NaN, infinity, or an "
+        'element too large to be squared in float32 (1.8e19). `"variable"`: '
+        "the variable of that gradient and its statistics. The optimizer reads "
+        "this from the statistics, where they have seen the whole gradient, "
+        'and makes no pass over the gradient. `"step"`: every variable, every '
+        "statistic and the count of steps. All updates then wait for the last "
+        "gradient, so no gradient is freed early: compiled for a TPU v5e, on "
+        "JAX, a training step of twelve 4096 x 4096 layers needs 2.4 bytes of "
+        'temporaries a parameter, with `"variable"` or `None` 0.37. '
+        "`skipped_updates` counts, and `fit` ends with a warning.",
+    )
+    fallback: Patterns | dict[str, UpdateRule] = argument(
+        None,
+        check=_check_fallback,
+        type="Regular expression, list of them, dict from regular expression "
+        "to `UpdateRule`, or `None`",
+        doc="Variables that take another rule: by an expression or a list "
+        "`AdamWRule()`, by a dict the rule of the first expression that is "
+        "found in the path of the variable. `state_report` shows the rule of "
+        "every variable.",
+    )
+
+    def initialize(self, values: dict[str, Any]) -> None:
         if type(self).update_step is not UpdateRuleOptimizer.update_step:
             raise TypeError(
                 f"`{type(self).__name__}.update_step` would never be called: "
@@ -144,18 +237,13 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 "is subtracted from the variable, or subclass "
                 "`keras.optimizers.Optimizer`."
             )
-        kwargs = check_keywords(kwargs)
-        kwargs["name"] = kwargs.get("name") or _unique_name(type(self))
-        super().__init__(
-            learning_rate=_checked_learning_rate(learning_rate), **kwargs
-        )
-        self.stochastic_rounding = check_boolean(
-            "stochastic_rounding", stochastic_rounding
-        )
-        self.skip_nonfinite = check_choice(
-            "skip_nonfinite", skip_nonfinite, tuple(guards.POLICIES)
-        )
-        self.fallback = _check_fallback(fallback)
+        kept = {
+            name: self.declared[name].check(name, value)
+            for name, value in values.items()
+        }
+        keywords = {n: kept.pop(n) for n in KERAS_ARGUMENTS if n in kept}
+        keywords["name"] = keywords["name"] or _unique_name(type(self))
+        keras.optimizers.Optimizer.__init__(self, **keywords)
         self._undecayed: list[str] = []
         self._tracked: list[Tracked] = []
         self._skipped_updates: Any = None
@@ -164,6 +252,19 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         self._warned_of: dict[str, int] = {}
         # What was loaded before there were slots: see `saved_state`.
         self._waiting: dict[str, Any] = {}
+        super().initialize(kept)
+
+    def check_arguments(self) -> None:
+        super().check_arguments()
+        if self.ema_momentum != 0.99 and not self.use_ema:
+            warnings.warn(
+                f"`ema_momentum={self.ema_momentum}` does nothing unless "
+                "`use_ema` is True; for momentum see `beta_1`.",
+                stacklevel=5,
+            )
+
+    def is_fixed(self) -> bool:
+        return bool(self.__dict__.get("_tracked"))
 
     # State.
 
@@ -172,6 +273,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
             return
         # All that can be wrong with a choice of the user, or with what was
         # loaded, raises here, before anything is made.
+        super().check_arguments()
         plans = [
             self.plan_for(variable, key)
             for key, variable in enumerate(variables)
@@ -381,41 +483,6 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
         basis gets the identity until the next regular refresh.
         """
         return 0 if self._failed_refreshes is None else self._failed_refreshes
-
-    # The learning rate.
-
-    @property
-    def learning_rate(self) -> Any:
-        # A schedule counts updates, as all else does; Keras' micro-steps.
-        if isinstance(self._learning_rate, Schedule):
-            return self._learning_rate(self.iterations)
-        return keras.optimizers.Optimizer.learning_rate.fget(self)
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: LearningRate) -> None:
-        if backend.is_symbolic(learning_rate):
-            # Its value is known when the step that is traced now runs.
-            self._learning_rate.assign(learning_rate)
-            return
-        learning_rate = _checked_learning_rate(learning_rate)
-        self._check_learning_rate(learning_rate)
-        self._warn_of_learning_rate(learning_rate)
-        # Keras' own setter: a property cannot be assigned through `super()`.
-        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
-
-    def _check_learning_rate(self, learning_rate):
-        """Raises where the constructor would, for a new learning rate."""
-
-    def _warn_of_learning_rate(self, learning_rate):
-        """Warns where a new learning rate is not what it seems."""
-
-    @property
-    def effective_learning_rate(self) -> Any:
-        """The learning rate that the next update uses: a scalar.
-
-        `learning_rate`, unless the rule makes something else of it.
-        """
-        return self.learning_rate
 
     @property
     def _guard(self):
@@ -750,7 +817,7 @@ class UpdateRuleOptimizer(UpdateRule, keras.optimizers.Optimizer):
                 "`exclude_from_weight_decay()` can only be called before the "
                 "optimizer is built."
             )
-        names = check_patterns("var_names", var_names) or []
+        names = checks.check_patterns("var_names", var_names) or []
         paths = [f"^{re.escape(path_of(v))}$" for v in var_list or ()]
         self._undecayed = names + paths
 
@@ -854,70 +921,26 @@ def constructor_arguments(cls):
             continue
         _, *parameters = inspect.signature(owner.__init__).parameters.values()
         kinds = [parameter.kind for parameter in parameters]
-        hands_on = inspect.Parameter.VAR_KEYWORD in kinds
         variadic = (
             inspect.Parameter.VAR_KEYWORD,
             inspect.Parameter.VAR_POSITIONAL,
         )
         names = [p.name for p in parameters if p.kind not in variadic]
         found = [*(n for n in names if n not in found), *found]
-        if owner is UpdateRuleOptimizer:
-            found = [*_KERAS_KEYWORDS, *found]
-        if not hands_on or owner is UpdateRuleOptimizer:
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
     return found
 
 
 def own_arguments(cls):
     """Those of them that Keras does not know: each an attribute of its name."""
-    return [
-        name
-        for name in constructor_arguments(cls)
-        if name not in ("learning_rate", *_KERAS_KEYWORDS)
-    ]
-
-
-_KERAS_KEYWORDS = tuple(
-    name
-    for name in OptimizerKeywords.__annotations__
-    if name not in inspect.signature(UpdateRuleOptimizer.__init__).parameters
-)
+    return [n for n in constructor_arguments(cls) if n not in KERAS_ARGUMENTS]
 
 
 def _unique_name(cls):
     name = saved_state.name_of(cls)
     count = keras.backend.get_uid(name)
     return name if count == 1 else f"{name}_{count - 1}"
-
-
-def _checked_learning_rate(learning_rate):
-    # A class is callable too: a schedule that was not made.
-    if callable(learning_rate) and not isinstance(learning_rate, type):
-        return learning_rate
-    value = learning_rate
-    if ops.is_tensor(value) or isinstance(value, (keras.Variable, np.ndarray)):
-        value = ops.convert_to_numpy(value)
-        if value.size == 1:
-            value = value.item()
-    return float(check_number("learning_rate", value, at_least=0.0))
-
-
-def _check_fallback(fallback):
-    """A dict from regular expression to rule, or `None`."""
-    if fallback is None:
-        return None
-    if not isinstance(fallback, dict):
-        patterns = check_patterns("fallback", fallback)
-        return {pattern: AdamWRule() for pattern in patterns}
-    check_patterns("fallback", list(fallback))
-    for rule in fallback.values():
-        check(
-            isinstance(rule, UpdateRule),
-            "fallback",
-            "a dict from regular expression to update rule, `AdamWRule()` say",
-            fallback,
-        )
-    return dict(fallback)
 
 
 def _of_shape(gradient, variable):

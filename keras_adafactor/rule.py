@@ -8,7 +8,9 @@ from collections.abc import Hashable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from typing import ClassVar
 
+from keras_adafactor.arguments import Declared
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.noise import normal_noise
 from keras_adafactor.functional.noise import uniform_noise
@@ -69,7 +71,7 @@ class Step:
         return noise_key(self.key, _FIRST_SALT + salt)
 
 
-class UpdateRule:
+class UpdateRule(Declared):
     """Abstract base of the algorithms.
 
     Attributes:
@@ -85,9 +87,9 @@ class UpdateRule:
             class that agree in these take each other's entry as it is.
     """
 
-    weight_decay_order: str = "before"
-    pattern_arguments: tuple[str, ...] = ("axis_groups",)
-    meaning: Mapping[str, tuple[str, ...]] = {}
+    weight_decay_order: ClassVar[str] = "before"
+    pattern_arguments: ClassVar[tuple[str, ...]] = ("axis_groups",)
+    meaning: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def rule_for(self, shape: Shape, path: str) -> "UpdateRule":
         """The rule that a variable takes. Asked once, in `build`.

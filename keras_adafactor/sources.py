@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_adafactor import saved_state
-from keras_adafactor.arguments import check
+from keras_adafactor.checks import check
 from keras_adafactor.kept_state import KeptState
 from keras_adafactor.kept_state import KeptVariable
 from keras_adafactor.keras_rules import rule_of

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_adafactor.arguments import choice
 from keras_adafactor.functional import bits
 from keras_adafactor.functional import quantization
 from keras_adafactor.functional.noise import uniform_noise
@@ -217,6 +218,18 @@ KINDS = {
 }
 
 MOMENTUM_DTYPES = ("float32", "bfloat16", "int8")
+
+
+def momentum_dtype(**relations):
+    """Declares the argument that says how a momentum is stored."""
+    return choice(
+        "float32",
+        choices=MOMENTUM_DTYPES,
+        doc='How the momentum is stored. `"int8"` has blocks along the last '
+        "axis that share a scale; variables under 4,096 elements stay float32. "
+        "bfloat16 and int8 are rounded without bias.",
+        **relations,
+    )
 
 
 def momentum_spec(shape, dtype, **attributes):

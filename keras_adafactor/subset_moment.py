@@ -6,7 +6,7 @@ optimizer gives it, so that neither is written twice.
 
 from keras import ops
 
-from keras_adafactor.arguments import check
+from keras_adafactor.checks import check
 from keras_adafactor.functional import subsets
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import bias_correction
@@ -15,7 +15,7 @@ from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.storage import StateSpec
 
 
-def check_subsets(value):
+def check_subsets(name, value):
     """Checks a choice of subsets, and returns it.
 
     `"heuristic"`, or an integer: the size of blocks, see `subsets.blocks`.
@@ -23,24 +23,28 @@ def check_subsets(value):
     check(
         value == "heuristic"
         or (isinstance(value, int) and not isinstance(value, bool) and value),
-        "subsets",
+        name,
         "'heuristic' or an integer other than 0",
         value,
     )
     return value
 
 
-def check_bias_correction(value, variant):
+def check_bias_correction(name, value):
     """Checks whether there is bias correction, and returns it."""
     valid = value is None or isinstance(value, bool)
-    check(valid, "bias_correction", "a boolean or None", value)
+    check(valid, name, "a boolean or None", value)
+    return value
+
+
+def check_variant(optimizer):
+    """Checks that the bias correction of an optimizer fits its variant."""
     check(
-        not (value and variant == "adagrad"),
+        not (optimizer.bias_correction and optimizer.variant == "adagrad"),
         "bias_correction",
         "False or None for variant 'adagrad', whose sum is no average",
-        value,
+        optimizer.bias_correction,
     )
-    return value
 
 
 def resolve(choice, shape):

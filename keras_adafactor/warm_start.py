@@ -14,7 +14,7 @@ import keras
 from keras import ops
 
 from keras_adafactor import saved_state
-from keras_adafactor.arguments import check
+from keras_adafactor.checks import check
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.kept_state import KeptState
 from keras_adafactor.optimizer import UpdateRuleOptimizer

@@ -99,23 +99,6 @@ REQUIREMENT = (
 )
 
 
-def check_choice(choice):
-    """Checks that `choice` is of a form that `resolve` understands.
-
-    Returns:
-        The choice.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not is_choice(choice):
-        raise ValueError(
-            f"Argument `axis_groups` must be {REQUIREMENT}. Received: "
-            f"axis_groups={choice!r}"
-        )
-    return choice
-
-
 def is_choice(choice):
     """Whether `choice` is of a form that `resolve` understands."""
     if isinstance(choice, dict):

@@ -3,24 +3,24 @@
 import math
 import re
 import warnings
+from dataclasses import KW_ONLY
 from typing import Any
-from typing import Unpack
 
 import keras
 from keras import ops
 
+from keras_adafactor import checks
 from keras_adafactor.arguments import AxisGroupsChoice
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import Patterns
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_boolean
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_integer
-from keras_adafactor.arguments import check_number
-from keras_adafactor.arguments import check_patterns
+from keras_adafactor.arguments import axis_groups
+from keras_adafactor.arguments import boolean
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import integer
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import patterns
+from keras_adafactor.arguments import rate
 from keras_adafactor.factored import precondition
 from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
@@ -39,8 +39,8 @@ from keras_adafactor.functional.scaling import rms_clip_scale
 from keras_adafactor.functional.scaling import update_and_parameter_rms
 from keras_adafactor.functional.scaling import update_rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import StateSpec
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
 
 
@@ -78,66 +78,6 @@ class Adafactor(UpdateRuleOptimizer):
     - `m`: `momentum_dtype`, the shape of the variable; with `beta_1`.
     - `u_rms`: float32 scalar; with `record_update_rms`.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments. With `multiply_by_parameter_scale` in units of
-            the RMS of the weights per update, else in units of the weights.
-            A float with `relative_step` is the cap of the relative step.
-            Defaults to 0.01, as in the paper.
-        beta_2_decay: Float < 0, the exponent `-c` of the paper's section 7.2.
-            Defaults to -0.8.
-        epsilon_1: Float > 0, added to the squared gradient. Defaults to 1e-30.
-        epsilon_2: Float > 0, the floor of the parameter scale. Defaults to
-            1e-3.
-        clip_threshold: Float > 0, `d` of the paper's section 6, the largest
-            RMS of an update before it is multiplied by the step size; or
-            `None` for no clipping. Defaults to 1.0.
-        relative_step: Boolean. Whether a float `learning_rate` is cut off at
-            `1 / sqrt(t)`. A schedule, and any learning rate with
-            `relative_step=False`, is used as it is. Defaults to `True`.
-        warmup_steps: Integer >= 1 or `None`. The relative step grows linearly
-            over so many steps: `min(learning_rate * t / warmup_steps,
-            1 / sqrt(t))`. The paper's warm-up, `1e-6 * t`, is
-            `warmup_steps=10_000`. Defaults to `None`.
-        multiply_by_parameter_scale: Boolean, whether the step is multiplied by
-            `max(epsilon_2, rms(x))`. Defaults to `True`.
-        max_parameter_scale: Float >= `epsilon_2` or `None`, the ceiling of the
-            parameter scale. Defaults to `None`.
-        exclude_from_parameter_scale: Regular expression or list of them. A
-            variable is not scaled if one is found anywhere in its path.
-            Defaults to `None`.
-        factored: Boolean, whether matrices keep row and column means only.
-            Defaults to `True`.
-        axis_groups: What the rows and columns of a variable are: `"auto"`, the
-            contiguous split of its axes that keeps the fewest numbers;
-            `"last_two"`, as the paper and most implementations; an
-            `AxisGroups`; a callable `(shape, path) -> axis groups`; or a dict
-            from regular expression to axis groups, of which the first that is
-            found in the path decides. With batch axes, for layers stacked in
-            one variable, statistics, scale and clip are those of each slice.
-            Defaults to `"auto"`.
-        min_dim_size_to_factor: Integer >= 1. A variable with fewer rows or
-            columns is not factored. Defaults to 2: any matrix is.
-        beta_2: Float in (0, 1) or `None`. A constant decay instead of the
-            increasing one, with the bias correction of the paper's section
-            7.1 (equal to Adam's). Defaults to `None`.
-        beta_2_cap: Float in (0, 1) or `None`, the largest value of the
-            increasing decay; 0.999 in Zhai et al., 2021. Defaults to `None`.
-        step_offset: Integer >= 0. The decay is that of step
-            `max(1, t - step_offset)`. To fine-tune with fresh statistics,
-            give the number of steps of the checkpoint. Defaults to 0.
-        beta_1: Float in (0, 1) or `None`, the decay of the momentum: an
-            average, without bias correction, of the clipped update before it
-            is multiplied by the step size. Defaults to `None`, no momentum.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"` (in blocks along
-            the longest axis; variables under 4,096 elements stay float32).
-            The lower two are rounded without bias. Defaults to `"float32"`.
-        record_update_rms: Boolean, whether to keep the RMS of every
-            variable's latest update before clipping, for `update_rms()`.
-            Defaults to `False`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: means in place of sums in `v_row` and `v_col`,
     which is the same `v`; `beta_2t` and the inverse root are evaluated in
     forms that do not cancel or overflow; more than two axes are grouped by
@@ -161,77 +101,129 @@ class Adafactor(UpdateRuleOptimizer):
     pattern_arguments = ("axis_groups", "exclude_from_parameter_scale")
     meaning = {"m": ("beta_1",)}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 0.01,
-        beta_2_decay: float = -0.8,
-        epsilon_1: float = 1e-30,
-        epsilon_2: float = 1e-3,
-        clip_threshold: float | None = 1.0,
-        relative_step: bool = True,
-        *,
-        warmup_steps: int | None = None,
-        multiply_by_parameter_scale: bool = True,
-        max_parameter_scale: float | None = None,
-        exclude_from_parameter_scale: Patterns = None,
-        factored: bool = True,
-        axis_groups: AxisGroupsChoice = "auto",
-        min_dim_size_to_factor: int = 2,
-        beta_2: float | None = None,
-        beta_2_cap: float | None = None,
-        step_offset: int = 0,
-        beta_1: float | None = None,
-        momentum_dtype: StateDtype = "float32",
-        record_update_rms: bool = False,
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_2_decay = check_number(
-            "beta_2_decay", beta_2_decay, below=0.0
-        )
-        self.epsilon_1 = check_number("epsilon_1", epsilon_1, above=0.0)
-        self.epsilon_2 = check_number("epsilon_2", epsilon_2, above=0.0)
-        self.clip_threshold = check_number(
-            "clip_threshold", clip_threshold, above=0.0, optional=True
-        )
-        self.relative_step = check_boolean("relative_step", relative_step)
-        self.warmup_steps = check_integer(
-            "warmup_steps", warmup_steps, 1, optional=True
-        )
-        self.multiply_by_parameter_scale = check_boolean(
-            "multiply_by_parameter_scale", multiply_by_parameter_scale
-        )
-        self.max_parameter_scale = check_number(
+    learning_rate: LearningRate = rate(
+        0.01,
+        doc="With `multiply_by_parameter_scale`, in units of the RMS of the "
+        "weights per update; else in units of the weights. A float with "
+        "`relative_step` is the cap of the relative step. 0.01 is the "
+        "paper's.",
+    )
+    beta_2_decay: float = number(
+        -0.8,
+        below=0.0,
+        excluded_by="beta_2",
+        doc="The exponent `-c` of the paper's section 7.2.",
+    )
+    epsilon_1: float = number(
+        1e-30,
+        above=0.0,
+        doc="Added to the squared gradient.",
+    )
+    epsilon_2: float = number(
+        1e-3,
+        above=0.0,
+        doc="Floor of the parameter scale.",
+    )
+    clip_threshold: float | None = number(
+        1.0,
+        above=0.0,
+        optional=True,
+        doc="`d` of the paper's section 6, the largest RMS of an update "
+        "before it is multiplied by the step size. `None`: no clipping.",
+    )
+    relative_step: bool = boolean(
+        True,
+        doc="Whether a float `learning_rate` is cut off at `1 / sqrt(t)`. A "
+        "schedule, and any learning rate with `relative_step=False`, is "
+        "used as it is.",
+    )
+    _: KW_ONLY
+    warmup_steps: int | None = integer(
+        None,
+        at_least=1,
+        optional=True,
+        doc="Number of steps over which the relative step grows linearly: "
+        "`min(learning_rate * t / warmup_steps, 1 / sqrt(t))`. The "
+        "paper's warm-up, `1e-6 * t`, is `warmup_steps=10_000`.",
+    )
+    multiply_by_parameter_scale: bool = boolean(
+        True,
+        doc="Whether the step is multiplied by `max(epsilon_2, rms(x))`.",
+    )
+    max_parameter_scale: float | None = number(
+        None,
+        above=0.0,
+        optional=True,
+        needs="multiply_by_parameter_scale",
+        doc="Ceiling of the parameter scale, at least `epsilon_2`.",
+    )
+    exclude_from_parameter_scale: Patterns = patterns(
+        None,
+        needs="multiply_by_parameter_scale",
+        doc="A variable is not scaled if one is found anywhere in its path.",
+    )
+    factored: bool = boolean(
+        True,
+        doc="Whether matrices keep row and column means only.",
+    )
+    axis_groups: AxisGroupsChoice = axis_groups(
+        "With batch axes, for layers stacked in one variable, "
+        "statistics, scale and clipping are those of each slice."
+    )
+    min_dim_size_to_factor: int = integer(
+        2,
+        at_least=1,
+        doc="A variable with fewer rows or columns is not factored.",
+    )
+    beta_2: float | None = decay(
+        None,
+        optional=True,
+        doc="A constant decay instead of the increasing one, with the bias "
+        "correction of the paper's section 7.1 (equal to Adam's).",
+    )
+    beta_2_cap: float | None = decay(
+        None,
+        optional=True,
+        excluded_by="beta_2",
+        doc="Largest value of the increasing decay; 0.999 in Zhai et al., "
+        "2021.",
+    )
+    step_offset: int = integer(
+        0,
+        at_least=0,
+        doc="The decay is that of step `max(1, t - step_offset)`. To "
+        "fine-tune with fresh statistics, give the number of steps of "
+        "the checkpoint.",
+    )
+    beta_1: float | None = decay(
+        None,
+        optional=True,
+        doc="Decay of the momentum: an average, without bias correction, of "
+        "the clipped update before it is multiplied by the step size. "
+        "`None`: no momentum.",
+    )
+    momentum_dtype: StateDtype = momentum_dtype(needs="beta_1")
+    record_update_rms: bool = boolean(
+        False,
+        doc="Whether to keep the RMS of every variable's latest update "
+        "before clipping, for `update_rms()`.",
+    )
+
+    def check_arguments(self):
+        super().check_arguments()
+        checks.check(
+            self.max_parameter_scale is None
+            or self.max_parameter_scale >= self.epsilon_2,
             "max_parameter_scale",
-            max_parameter_scale,
-            at_least=self.epsilon_2,
-            optional=True,
+            f"a number >= {self.epsilon_2} or None",
+            self.max_parameter_scale,
         )
-        self.exclude_from_parameter_scale = check_patterns(
-            "exclude_from_parameter_scale", exclude_from_parameter_scale
-        )
-        self.factored = check_boolean("factored", factored)
-        self.axis_groups = grouping.check_choice(axis_groups)
-        self.min_dim_size_to_factor = check_integer(
-            "min_dim_size_to_factor", min_dim_size_to_factor, 1
-        )
-        self.beta_2 = check_decay("beta_2", beta_2, optional=True)
-        self.beta_2_cap = check_decay("beta_2_cap", beta_2_cap, optional=True)
-        self.step_offset = check_integer("step_offset", step_offset, 0)
-        self.beta_1 = check_decay("beta_1", beta_1, optional=True)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
-        self.record_update_rms = check_boolean(
-            "record_update_rms", record_update_rms
-        )
-        self._check_learning_rate(learning_rate)
-        self._check_combinations()
+        self._check_learning_rate(self._learning_rate)
 
     def _check_learning_rate(self, learning_rate):
-        check(
-            self.warmup_steps is None
-            or (self.relative_step and not callable(learning_rate)),
+        is_number = isinstance(learning_rate, (float, keras.Variable))
+        checks.check(
+            self.warmup_steps is None or (self.relative_step and is_number),
             "warmup_steps",
             "None unless `relative_step` is True and `learning_rate` a float; "
             "a schedule has its own warm-up",
@@ -257,33 +249,6 @@ class Adafactor(UpdateRuleOptimizer):
                 "cap of `1 / sqrt(t)`. See `effective_learning_rate`, or give "
                 "`relative_step=False`.",
                 stacklevel=4,
-            )
-
-    def _check_combinations(self):
-        check(
-            self.beta_2 is None or self.beta_2_decay == -0.8,
-            "beta_2_decay",
-            "left at its default if `beta_2` is given",
-            self.beta_2_decay,
-        )
-        check(
-            self.beta_2 is None or self.beta_2_cap is None,
-            "beta_2_cap",
-            "None if `beta_2` is given",
-            self.beta_2_cap,
-        )
-        check(
-            self.beta_1 is not None or self.momentum_dtype == "float32",
-            "momentum_dtype",
-            "left at its default unless `beta_1` is given",
-            self.momentum_dtype,
-        )
-        for name in ("max_parameter_scale", "exclude_from_parameter_scale"):
-            check(
-                self.multiply_by_parameter_scale or getattr(self, name) is None,
-                name,
-                "None unless `multiply_by_parameter_scale` is True",
-                getattr(self, name),
             )
 
     @property
@@ -357,7 +322,7 @@ class Adafactor(UpdateRuleOptimizer):
     def adopt(self, moments, shape, path, t):
         if moments.second is None:
             return {}
-        check(
+        checks.check(
             self.step_offset < t,
             "step_offset",
             f"below {t}, the steps that were taken, or the statistics they "
@@ -421,7 +386,7 @@ class Adafactor(UpdateRuleOptimizer):
         Raises:
             ValueError: Without `record_update_rms`.
         """
-        check(
+        checks.check(
             self.record_update_rms,
             "record_update_rms",
             "True for `update_rms()`",

@@ -1,31 +1,55 @@
 """Adalayer (Zhao et al., 2024)."""
 
 import re
-from typing import Unpack
+from dataclasses import KW_ONLY
 
 import keras
 from keras import ops
 
+from keras_adafactor import checks
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import Patterns
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_integer
-from keras_adafactor.arguments import check_number
-from keras_adafactor.arguments import check_patterns
+from keras_adafactor.arguments import argument
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import integer
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import patterns
+from keras_adafactor.arguments import rate
 from keras_adafactor.functional import subsets
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import StateSpec
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
 
 KINDS = ("variable", "columns", "rows")
+
+
+def _check_blocks(name, blocks):
+    """A dict from regular expression to kind of block, or `None`."""
+    if blocks is None:
+        return None
+    requirement = (
+        "a dict from regular expression to 'variable', 'columns', 'rows' or "
+        "an integer >= 1"
+    )
+    checks.check(isinstance(blocks, dict), name, requirement, blocks)
+    checks.check_patterns(name, list(blocks))
+    for kind in blocks.values():
+        checks.check(
+            kind in KINDS
+            if isinstance(kind, str)
+            else isinstance(kind, int)
+            and not isinstance(kind, bool)
+            and kind >= 1,
+            name,
+            requirement,
+            blocks,
+        )
+    return dict(blocks)
 
 
 @keras.saving.register_keras_serializable(package="keras_adafactor")
@@ -60,30 +84,6 @@ class Adalayer(UpdateRuleOptimizer):
     - `m`: `momentum_dtype`, the shape of the variable.
     - `v`: float32, one number for each block.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: the size of an update, as for Adam. Defaults to
-            3e-3.
-        beta_1: Float in (0, 1), decay of the first moment. Defaults to 0.9.
-        beta_2: Float in (0, 1), decay of the second. Defaults to 0.95.
-        epsilon: Float > 0, added to the root of the second moment. Defaults
-            to 1e-15.
-        blocks: Dict from regular expression to what is a block of the
-            variables in whose path it is found; the first that is decides.
-            `"variable"`: all of it, as where none is found. `"columns"`: each
-            index of the last axis, a logit of a `Dense` kernel. `"rows"`: each
-            index of the first axis, a token of an `Embedding`. An integer: so
-            many equal parts along the last axis, 3 for a kernel that makes
-            query, key and value. Defaults to `None`.
-        freeze_after: Integer >= 1 or `None`, the steps that only measure.
-            Defaults to `None`: the second moment always moves.
-        keep_adapting: Regular expression or list of them. A variable in whose
-            path one is found is not frozen. Defaults to `None`.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the first
-            moment is stored. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: a block that had no gradient while all were
     measured would have been divided by `epsilon`, and takes its first one. As
     in the authors' code the zero that `v` starts from counts as one
@@ -115,37 +115,43 @@ class Adalayer(UpdateRuleOptimizer):
     weight_decay_order = "rule"
     pattern_arguments = ("blocks", "keep_adapting")
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 3e-3,
-        beta_1: float = 0.9,
-        beta_2: float = 0.95,
-        epsilon: float = 1e-15,
-        *,
-        blocks: dict[str, int | str] | None = None,
-        freeze_after: int | None = None,
-        keep_adapting: Patterns = None,
-        momentum_dtype: StateDtype = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.blocks = _check_blocks(blocks)
-        self.freeze_after = check_integer(
-            "freeze_after", freeze_after, 1, optional=True
-        )
-        self.keep_adapting = check_patterns("keep_adapting", keep_adapting)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
-        check(
-            self.freeze_after is not None or self.keep_adapting is None,
-            "keep_adapting",
-            "None unless `freeze_after` is given",
-            self.keep_adapting,
-        )
+    learning_rate: LearningRate = rate(
+        3e-3,
+        doc="The size of an update, as for Adam.",
+    )
+    beta_1: float = decay(0.9, doc="Decay of the first moment.")
+    beta_2: float = decay(0.95, doc="Decay of the second moment.")
+    epsilon: float = number(
+        1e-15,
+        above=0.0,
+        doc="Added to the root of the second moment.",
+    )
+    _: KW_ONLY
+    blocks: dict[str, int | str] | None = argument(
+        None,
+        check=_check_blocks,
+        type="Dict from regular expression to a kind of block, or `None`",
+        doc="What is a block of a variable: the first expression that is "
+        'found in its path decides. `"variable"`, also for paths '
+        'without one: all of it. `"columns"`: each index of the last '
+        'axis, a logit of a `Dense` kernel. `"rows"`: each index of the '
+        "first axis, a token of an `Embedding`. An integer: that number "
+        "of equal parts along the last axis, 3 for a kernel that makes "
+        "query, key and value.",
+    )
+    freeze_after: int | None = integer(
+        None,
+        at_least=1,
+        optional=True,
+        doc="Number of steps that only measure. `None`: the second moment "
+        "always moves.",
+    )
+    keep_adapting: Patterns = patterns(
+        None,
+        needs="freeze_after",
+        doc="A variable is not frozen if one is found in its path.",
+    )
+    momentum_dtype: StateDtype = momentum_dtype()
 
     def _subsets(self, shape, path):
         kind = next(
@@ -161,7 +167,7 @@ class Adalayer(UpdateRuleOptimizer):
         if kind in KINDS:
             axis = len(shape) - 1 if kind == "columns" else 0
             return subsets.along(shape, (axis,))
-        check(
+        checks.check(
             shape[-1] % kind == 0,
             "blocks",
             f"a divisor of the last axis of variable '{path}' of shape {shape}",
@@ -227,27 +233,3 @@ class Adalayer(UpdateRuleOptimizer):
 
     def _measures(self, step):
         return step.t <= self.freeze_after
-
-
-def _check_blocks(blocks):
-    """A dict from regular expression to kind of block, or `None`."""
-    if blocks is None:
-        return None
-    requirement = (
-        "a dict from regular expression to 'variable', 'columns', 'rows' or "
-        "an integer >= 1"
-    )
-    check(isinstance(blocks, dict), "blocks", requirement, blocks)
-    check_patterns("blocks", list(blocks))
-    for kind in blocks.values():
-        check(
-            kind in KINDS
-            if isinstance(kind, str)
-            else isinstance(kind, int)
-            and not isinstance(kind, bool)
-            and kind >= 1,
-            "blocks",
-            requirement,
-            blocks,
-        )
-    return dict(blocks)

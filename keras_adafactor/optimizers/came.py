@@ -1,18 +1,18 @@
 """CAME (Luo et al., 2023)."""
 
-from typing import Unpack
+from dataclasses import KW_ONLY
 
 import keras
 from keras import ops
 
 from keras_adafactor.arguments import AxisGroupsChoice
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check_boolean
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import axis_groups
+from keras_adafactor.arguments import boolean
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.factored import precondition
 from keras_adafactor.factored import precondition_by_moment
 from keras_adafactor.factored import second_moment_of
@@ -27,7 +27,7 @@ from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.scaling import clip_by_rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
 
 
@@ -73,32 +73,6 @@ class CAME(UpdateRuleOptimizer):
     - `v`: float32, the shape of the variable; where it is not factored.
     - `m`: `momentum_dtype`, the shape of the variable.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments. The authors advise 0.5 to 0.9 times that of
-            AdamW. Defaults to 2e-4.
-        beta_1: Float in (0, 1), decay of the momentum. Defaults to 0.9.
-        beta_2: Float in (0, 1), decay of the second moment. Defaults to 0.999.
-        beta_3: Float in (0, 1), decay of the instability. Defaults to 0.9999.
-            The authors advise 0.9995 to 0.99995 with a `beta_2` of 0.999, and
-            0.99 to 0.999 with one of 0.95.
-        epsilon_1: Float > 0, added to the squared gradient. Defaults to 1e-30.
-        epsilon_2: Float > 0, added to the instability. Defaults to 1e-16.
-        clip_threshold: Float > 0, `d` of the paper, the largest RMS of an
-            update before momentum; or `None` for no clipping. Defaults to 1.0.
-        debias_beta_3: Boolean, whether `s` is bias-corrected as Adam's moments
-            are: no step is then longer for being early. An extension of the
-            paper. Defaults to `False`.
-        axis_groups: What the rows and columns of a variable are; see
-            `Adafactor`. With `"last_two"`, as in the authors' code; with batch
-            axes, statistics and clip are those of each slice. Defaults to
-            `"auto"`.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"` (in blocks along
-            the longest axis; variables under 4,096 elements stay float32).
-            The lower two are rounded without bias. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: means in place of sums, which is the same `v`
     and `s`; weight decay, of which the paper's box says nothing, comes before
     the step, as in the authors' code. Unlike that code, a matrix of one row or
@@ -121,35 +95,41 @@ class CAME(UpdateRuleOptimizer):
 
     meaning = {"m": ("beta_1",), "v": ("beta_2",), "s": ("beta_3",)}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 2e-4,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        beta_3: float = 0.9999,
-        epsilon_1: float = 1e-30,
-        epsilon_2: float = 1e-16,
-        clip_threshold: float | None = 1.0,
-        *,
-        debias_beta_3: bool = False,
-        axis_groups: AxisGroupsChoice = "auto",
-        momentum_dtype: StateDtype = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.beta_3 = check_decay("beta_3", beta_3)
-        self.epsilon_1 = check_number("epsilon_1", epsilon_1, above=0.0)
-        self.epsilon_2 = check_number("epsilon_2", epsilon_2, above=0.0)
-        self.clip_threshold = check_number(
-            "clip_threshold", clip_threshold, above=0.0, optional=True
-        )
-        self.debias_beta_3 = check_boolean("debias_beta_3", debias_beta_3)
-        self.axis_groups = grouping.check_choice(axis_groups)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
+    learning_rate: LearningRate = rate(
+        2e-4,
+        doc="The authors advise 0.5 to 0.9 times that of AdamW.",
+    )
+    beta_1: float = decay(0.9, doc="Decay of the momentum.")
+    beta_2: float = decay(0.999, doc="Decay of the second moment.")
+    beta_3: float = decay(
+        0.9999,
+        doc="Decay of the instability. The authors advise 0.9995 to 0.99995 "
+        "with a `beta_2` of 0.999, and 0.99 to 0.999 with one of 0.95.",
+    )
+    epsilon_1: float = number(
+        1e-30,
+        above=0.0,
+        doc="Added to the squared gradient.",
+    )
+    epsilon_2: float = number(1e-16, above=0.0, doc="Added to the instability.")
+    clip_threshold: float | None = number(
+        1.0,
+        above=0.0,
+        optional=True,
+        doc="`d` of the paper, the largest RMS of an update before "
+        "momentum. `None`: no clipping.",
+    )
+    _: KW_ONLY
+    debias_beta_3: bool = boolean(
+        False,
+        doc="Whether `s` is bias-corrected as Adam's moments are: no step "
+        "is then longer because it is early. An extension of the paper.",
+    )
+    axis_groups: AxisGroupsChoice = axis_groups(
+        'The authors\' code has `"last_two"`. With batch axes, '
+        "statistics and clipping are those of each slice."
+    )
+    momentum_dtype: StateDtype = momentum_dtype()
 
     def choose(self, shape, path):
         groups = grouping.resolve(self.axis_groups, shape, path)

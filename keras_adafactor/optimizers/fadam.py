@@ -1,18 +1,18 @@
 """FAdam (Hwang, 2024)."""
 
+from dataclasses import KW_ONLY
 from typing import Literal
-from typing import Unpack
 
 import keras
 from keras import ops
 
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check_boolean
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import boolean
+from keras_adafactor.arguments import choice
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import debiased_decay_rate
 from keras_adafactor.functional.moments import ema
@@ -21,8 +21,8 @@ from keras_adafactor.functional.scaling import clip_by_rms
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.functional.scaling import update_rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import StateSpec
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
 
 EPSILON_MODES = ("latest", "paper_v3", "port")
@@ -64,33 +64,6 @@ class FAdam(UpdateRuleOptimizer):
     - `fim` (f of the paper): float32, the shape of the variable. Not in less:
       an average with a decay of 0.999 needs its digits.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments. Defaults to 1e-3.
-        beta_1: Float in (0, 1), decay of the momentum. Defaults to 0.9.
-        beta_2: Float in (0, 1), decay of the Fisher information. Defaults to
-            0.999.
-        epsilon: Float > 0, the largest epsilon. Defaults to 1e-8.
-        epsilon_2: Float > 0, epsilon for a gradient of RMS 1, where that is
-            less; used by `"latest"`. Defaults to 0.01.
-        weight_decay: Float >= 0 or `None`. Unlike that of other optimizers of
-            this package it is preconditioned and clipped. Defaults to 0.1.
-        fisher_exponent: Float in (0, 1], `p` of the paper. Defaults to 0.5.
-        clip_threshold: Float > 0, the largest RMS of the natural gradient and
-            of the natural weight decay, or `None` for no clipping. Defaults to
-            1.0.
-        epsilon_mode: Which of the published epsilons: `"latest"`, that above,
-            and `epsilon` itself where `rms(g)` is 0; `"paper_v3"`,
-            `epsilon * min(1, rms(g))`; `"port"`, `epsilon * max(1, rms(g))`,
-            as in the PyTorch port of 2025. Defaults to `"latest"`.
-        mask_decay: Boolean, whether only weights decay of which `fim` is not
-            0. An extension of the paper. Defaults to `False`.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"` (in blocks along
-            the longest axis; variables under 4,096 elements stay float32).
-            The lower two are rounded without bias. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: `fim` starts at 0, not at 1, of which nothing is
     left after the first step. `d` is at least 1e-24: with `"paper_v3"` a
     gradient of zeros would else be divided by zero.
@@ -113,40 +86,54 @@ class FAdam(UpdateRuleOptimizer):
     weight_decay_order = "rule"
     meaning = {"m": ("beta_1", "fisher_exponent")}
 
-    def __init__(  # type: ignore[misc]  # `weight_decay` is of both
-        self,
-        learning_rate: LearningRate = 1e-3,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        epsilon_2: float = 0.01,
-        *,
-        weight_decay: float | None = 0.1,
-        fisher_exponent: float = 0.5,
-        clip_threshold: float | None = 1.0,
-        epsilon_mode: Literal["latest", "paper_v3", "port"] = "latest",
-        mask_decay: bool = False,
-        momentum_dtype: StateDtype = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, weight_decay=weight_decay, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.epsilon_2 = check_number("epsilon_2", epsilon_2, above=0.0)
-        self.fisher_exponent = check_number(
-            "fisher_exponent", fisher_exponent, above=0.0, at_most=1.0
-        )
-        self.clip_threshold = check_number(
-            "clip_threshold", clip_threshold, above=0.0, optional=True
-        )
-        self.epsilon_mode = check_choice(
-            "epsilon_mode", epsilon_mode, EPSILON_MODES
-        )
-        self.mask_decay = check_boolean("mask_decay", mask_decay)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
+    learning_rate: LearningRate = rate(
+        1e-3,
+        doc="The size of an update, as for Adam.",
+    )
+    beta_1: float = decay(0.9, doc="Decay of the momentum.")
+    beta_2: float = decay(0.999, doc="Decay of the Fisher information.")
+    epsilon: float = number(1e-8, above=0.0, doc="The largest epsilon.")
+    epsilon_2: float = number(
+        0.01,
+        above=0.0,
+        doc="Epsilon for a gradient of RMS 1, if that is less; with "
+        '`epsilon_mode="latest"`.',
+    )
+    _: KW_ONLY
+    weight_decay: float | None = number(
+        0.1,
+        at_least=0.0,
+        optional=True,
+        doc="Unlike that of the other optimizers of this package, it is "
+        "preconditioned and clipped.",
+    )
+    fisher_exponent: float = number(
+        0.5,
+        above=0.0,
+        at_most=1.0,
+        doc="`p` of the paper.",
+    )
+    clip_threshold: float | None = number(
+        1.0,
+        above=0.0,
+        optional=True,
+        doc="Largest RMS of the natural gradient and of the natural weight "
+        "decay. `None`: no clipping.",
+    )
+    epsilon_mode: Literal["latest", "paper_v3", "port"] = choice(
+        "latest",
+        choices=EPSILON_MODES,
+        doc='Which of the published epsilons. `"latest"`: the one above, '
+        'and `epsilon` itself if `rms(g)` is 0. `"paper_v3"`: `epsilon '
+        '* min(1, rms(g))`. `"port"`: `epsilon * max(1, rms(g))`, as in '
+        "the PyTorch port of 2025.",
+    )
+    mask_decay: bool = boolean(
+        False,
+        doc="Whether only those weights decay whose `fim` is not 0. An "
+        "extension of the paper.",
+    )
+    momentum_dtype: StateDtype = momentum_dtype()
 
     def choose(self, shape, path):
         return None

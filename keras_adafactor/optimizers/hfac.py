@@ -1,15 +1,16 @@
 """H-Fac (Nguyen et al., 2024)."""
 
-from typing import Unpack
+from dataclasses import KW_ONLY
 
 import keras
 from keras import ops
 
 from keras_adafactor.arguments import AxisGroupsChoice
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import axis_groups
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.factored import precondition_by_moment
 from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import second_moment_spec
@@ -65,20 +66,6 @@ class HFac(UpdateRuleOptimizer):
     - `m_col` (v) and `v_col` (s): float32, the axes that are not rows.
     - `m` and `v`: float32, the shape of the variable; where it is not factored.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: about the RMS of an update. Defaults to 1e-3.
-        beta_1: Float in (0, 1), decay of the momentum. Defaults to 0.9.
-        beta_2: Float in (0, 1), decay of the second moment. Defaults to 0.999.
-        epsilon: Float > 0, added to the squared gradient. Defaults to 1e-30.
-        clip_threshold: Float > 0, the largest RMS of `u`, or `None` for no
-            clipping. Defaults to 1.0.
-        axis_groups: What the rows and columns of a variable are; see
-            `Adafactor`. With batch axes, statistics and clip are those of each
-            slice. Defaults to `"auto"`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: all defaults are assumed, as none could be had
     from the authors, and so is that `beta_1t` has the form of `beta_2t`. The
     paper says nothing of vectors; what they take is a choice of this package,
@@ -100,25 +87,24 @@ class HFac(UpdateRuleOptimizer):
     - [Nguyen et al., 2024](https://arxiv.org/abs/2406.09958)
     """
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 1e-3,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-30,
-        clip_threshold: float | None = 1.0,
-        *,
-        axis_groups: AxisGroupsChoice = "auto",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.clip_threshold = check_number(
-            "clip_threshold", clip_threshold, above=0.0, optional=True
-        )
-        self.axis_groups = grouping.check_choice(axis_groups)
+    learning_rate: LearningRate = rate(1e-3, doc="About the RMS of an update.")
+    beta_1: float = decay(0.9, doc="Decay of the momentum.")
+    beta_2: float = decay(0.999, doc="Decay of the second moment.")
+    epsilon: float = number(
+        1e-30,
+        above=0.0,
+        doc="Added to the squared gradient.",
+    )
+    clip_threshold: float | None = number(
+        1.0,
+        above=0.0,
+        optional=True,
+        doc="Largest RMS of `u`. `None`: no clipping.",
+    )
+    _: KW_ONLY
+    axis_groups: AxisGroupsChoice = axis_groups(
+        "With batch axes, statistics and clipping are those of each slice."
+    )
 
     def choose(self, shape, path):
         groups = grouping.resolve(self.axis_groups, shape, path)

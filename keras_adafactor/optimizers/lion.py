@@ -1,20 +1,19 @@
 """Lion (Chen et al., 2023)."""
 
-from typing import Unpack
+from dataclasses import KW_ONLY
 
 import keras
 from keras import ops
 
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import rate
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
 
 
@@ -39,19 +38,6 @@ class Lion(UpdateRuleOptimizer):
 
     - `m` (m): `momentum_dtype`, the shape of the variable.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: the size of every entry of an update. Defaults
-            to 1e-4.
-        beta_1: Float in (0, 1), the weight of the momentum in the update.
-            Defaults to 0.9.
-        beta_2: Float in (0, 1), decay of the momentum. Defaults to 0.99.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"` (in blocks along
-            the longest axis; variables under 4,096 elements stay float32).
-            The lower two are rounded without bias. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: none.
 
     Raises:
@@ -71,21 +57,14 @@ class Lion(UpdateRuleOptimizer):
 
     meaning = {"m": ("beta_2",)}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 1e-4,
-        beta_1: float = 0.9,
-        beta_2: float = 0.99,
-        *,
-        momentum_dtype: StateDtype = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
+    learning_rate: LearningRate = rate(
+        1e-4,
+        doc="The size of every entry of an update.",
+    )
+    beta_1: float = decay(0.9, doc="Weight of the momentum in the update.")
+    beta_2: float = decay(0.99, doc="Decay of the momentum.")
+    _: KW_ONLY
+    momentum_dtype: StateDtype = momentum_dtype()
 
     def choose(self, shape, path):
         return None

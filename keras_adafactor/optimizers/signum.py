@@ -1,21 +1,19 @@
 """Signum (Bernstein et al., 2018)."""
 
-from typing import Unpack
+from dataclasses import KW_ONLY
 
 import keras
 from keras import ops
 
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import rate
 from keras_adafactor.functional.moments import Moments
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
 
 
@@ -40,19 +38,6 @@ class Signum(UpdateRuleOptimizer):
 
     - `m`: `momentum_dtype`, the shape of the variable; with `beta_1`.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: by how much every weight moves, about a tenth
-            of Adam's. Defaults to 3e-4.
-        beta_1: Float in (0, 1), decay of the momentum; or `None` for the sign
-            of the gradient, signSGD, without state. Defaults to 0.9.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the momentum
-            is stored. In 8 bits entries under 1 % of the largest of their
-            block, up to 512 neighbours of a row, are 0 now and then, and rest.
-            The sign alone, one bit, is no average. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: weight decay is decoupled, as Zhao et al. run
     it, and the momentum an average in place of a sum, of the same sign.
 
@@ -74,25 +59,19 @@ class Signum(UpdateRuleOptimizer):
 
     meaning = {"m": ("beta_1",)}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 3e-4,
-        beta_1: float = 0.9,
-        *,
-        momentum_dtype: StateDtype = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1, optional=True)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
-        check(
-            self.beta_1 is not None or self.momentum_dtype == "float32",
-            "momentum_dtype",
-            "left at its default unless `beta_1` is given",
-            self.momentum_dtype,
-        )
+    learning_rate: LearningRate = rate(
+        3e-4,
+        doc="The size of every entry of an update, about a tenth of Adam's "
+        "learning rate.",
+    )
+    beta_1: float | None = decay(
+        0.9,
+        optional=True,
+        doc="Decay of the momentum. `None`: the update is the sign of the "
+        "gradient (signSGD), without state.",
+    )
+    _: KW_ONLY
+    momentum_dtype: StateDtype = momentum_dtype(needs="beta_1")
 
     def choose(self, shape, path):
         return None

@@ -1,17 +1,16 @@
 """SMMF (Park and Lee, 2024)."""
 
 import math
-from typing import Unpack
+from dataclasses import KW_ONLY
 
 import keras
 from keras import ops
 
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_boolean
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import boolean
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.functional.matricization import grouped_axes
 from keras_adafactor.functional.matricization import square_shape
@@ -57,28 +56,6 @@ class SMMF(UpdateRuleOptimizer):
     - `m` and `v`, float32, of the shape of the variable: in place of these for
       vectors without `reshape_vectors`.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: the size of an update, as for Adam. Defaults to
-            1e-3.
-        beta_1: Float in (0, 1), decay of the momentum in the first step; or
-            `None` for no momentum. Defaults to 0.9.
-        beta_1_growth: Float in (0, 1], by which that decay is multiplied every
-            step. Defaults to 0.999.
-        beta_2_decay: Float < 0, the exponent (gamma) of the increasing decay
-            of the second moment. The paper has -0.5 for convolutional
-            networks and -0.8 for Transformers. Defaults to -0.5.
-        epsilon: Float > 0, added to the root of the second moment. Defaults
-            to 1e-8.
-        zero_sign: Boolean. With one bit, an entry of momentum that is exactly
-            zero comes back negative: entries that never receive a gradient,
-            rows of an embedding say, drift. `True` keeps a third state, in a
-            second bit. Defaults to `False`, as in the authors' code.
-        reshape_vectors: Boolean, whether variables with one axis longer than
-            1 are factored too. Defaults to `True`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
     Deviations from the paper: means in place of sums, which gives the same
     matrices. As in the authors' code, epsilon stands outside the root.
     Reshaping moves elements between devices where a variable is sharded,
@@ -101,35 +78,46 @@ class SMMF(UpdateRuleOptimizer):
 
     meaning = {"m": ("beta_1", "beta_1_growth")}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 1e-3,
-        beta_1: float | None = 0.9,
-        beta_1_growth: float = 0.999,
-        beta_2_decay: float = -0.5,
-        epsilon: float = 1e-8,
-        *,
-        zero_sign: bool = False,
-        reshape_vectors: bool = True,
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1, optional=True)
-        self.beta_1_growth = check_number(
-            "beta_1_growth", beta_1_growth, above=0.0, at_most=1.0
-        )
-        self.beta_2_decay = check_number(
-            "beta_2_decay", beta_2_decay, below=0.0
-        )
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.zero_sign = check_boolean("zero_sign", zero_sign)
-        self.reshape_vectors = check_boolean("reshape_vectors", reshape_vectors)
-        check(
-            not self.zero_sign or self.beta_1 is not None,
-            "zero_sign",
-            "False unless `beta_1` is given",
-            self.zero_sign,
-        )
+    learning_rate: LearningRate = rate(
+        1e-3,
+        doc="The size of an update, as for Adam.",
+    )
+    beta_1: float | None = decay(
+        0.9,
+        optional=True,
+        doc="Decay of the momentum in the first step. `None`: no momentum.",
+    )
+    beta_1_growth: float = number(
+        0.999,
+        above=0.0,
+        at_most=1.0,
+        doc="By this that decay is multiplied in every step.",
+    )
+    beta_2_decay: float = number(
+        -0.5,
+        below=0.0,
+        doc="Exponent (gamma) of the increasing decay of the second moment. "
+        "The paper has -0.5 for convolutional networks and -0.8 for "
+        "Transformers.",
+    )
+    epsilon: float = number(
+        1e-8,
+        above=0.0,
+        doc="Added to the root of the second moment.",
+    )
+    _: KW_ONLY
+    zero_sign: bool = boolean(
+        False,
+        needs="beta_1",
+        doc="With one bit, a momentum that is exactly zero comes back "
+        "negative: entries that never receive a gradient, rows of an "
+        "embedding for example, drift. `True` keeps a third state, in a "
+        "second bit. `False` is as in the authors' code.",
+    )
+    reshape_vectors: bool = boolean(
+        True,
+        doc="Whether variables with one axis longer than 1 are factored too.",
+    )
 
     def _factored(self, shape):
         return self.reshape_vectors or sum(size > 1 for size in shape) > 1

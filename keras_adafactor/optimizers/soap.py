@@ -1,19 +1,19 @@
 """SOAP (Vyas et al., 2024)."""
 
+from dataclasses import KW_ONLY
 from typing import Literal
-from typing import Unpack
 
 import keras
 from keras import ops
 
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check_boolean
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_integer
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import boolean
+from keras_adafactor.arguments import choice
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import integer
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.backends import backend
 from keras_adafactor.factored import second_moment_of
 from keras_adafactor.factored import update_second_moment
@@ -32,9 +32,9 @@ from keras_adafactor.functional.moments import ema_weight
 from keras_adafactor.functional.moments import largest_quotient
 from keras_adafactor.functional.scaling import rms
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import StateSpec
 from keras_adafactor.storage import in_dtype
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
 
 
@@ -71,68 +71,6 @@ class SOAP(UpdateRuleOptimizer):
     - `gram_i` (L) and `basis_i` (Q): float32, (d, d), for axis `i`.
     - `count`: int32 scalar, the calls of the variable.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: the size of an update, as for Adam. Defaults to
-            3e-3.
-        beta_1: Float in (0, 1), decay of the first moment. Defaults to 0.95.
-        beta_2: Float in (0, 1), decay of the second. Defaults to 0.95.
-        epsilon: Float > 0, added to the root of the second moment. Defaults
-            to 1e-8.
-        shampoo_beta: Float in (0, 1) or `None`, decay of the Gram matrices.
-            Defaults to `None`, `beta_2`.
-        refresh_every: Integer >= 1, the updates from one refresh of the bases
-            to the next. Defaults to 10.
-        max_precondition_dim: Integer >= 0. A longer axis has no basis: its
-            entries stay as they are. Defaults to 10,000. The compiler of a
-            TPU takes seconds over the decomposition of 512 rows, minutes over
-            that of 2,048: choose 512 there.
-        one_sided: Boolean, whether only the smallest axis has a basis.
-            Defaults to `False`.
-        merge_axes: Boolean, whether neighbouring axes of variables with more
-            than two are merged while their product is at most
-            `max_precondition_dim`. Defaults to `False`.
-        factored: Boolean, whether the second moment of matrices is kept as
-            row and column means. Defaults to `False`.
-        precondition_1d: Boolean, whether vectors have a basis too; without
-            one the rule is Adam's. Defaults to `False`.
-        normalize_updates: Boolean, whether an update is divided by its RMS.
-            Helps where bases are refreshed seldom. Defaults to `False`.
-        bound_updates: Boolean, whether `|M'| / sqrt(V)` is clipped at the
-            largest value that it can have in a basis that stays:
-            `(1 - beta_1) / sqrt((1 - beta_2) * (1 - beta_1 ** 2 / beta_2))`,
-            which is 1 for the defaults. After a refresh a new basis vector can
-            meet a second moment of almost zero: in a network whose units are
-            mostly dead, one step moved a weight by 790 learning rates without
-            the bound, and by 9 with it. Other steps stay as they are. There is
-            no such value, and no bound, if `beta_1 ** 2 >= beta_2`, or if the
-            second moment is `factored`. Defaults to `True`.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the first
-            moment is stored; in 8 bits as its quotient by
-            `sqrt(V) + epsilon`, whose entries are of one size. Defaults to
-            `"float32"`.
-        second_moment_dtype: `"float32"` or `"bfloat16"`, how the second is,
-            where it is not factored. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`.
-
-    Deviations from the paper, as in the authors' code, which made its figures:
-    the first call only sets the bases up; epsilon is outside the root; a
-    refresh sorts. Their default weight decay of 0.01 is none here.
-
-    Deviations from that code: the first moment is kept in the eigenbasis, which
-    saves a rotation a step and gives the same numbers. The first bases of more
-    than 256 rows come from ten steps of orthogonal iteration. Coordinates of a
-    gradient under 1e-5 of its norm are 0, and so is the update along an index
-    that never had a gradient: divided by the root of their own square, what
-    float32 leaves there would be steps of ordinary size. Updates are bounded;
-    `bound_updates=False` turns that off.
-
-    If a decomposition fails, the variable keeps its old bases, trains on, and
-    tries again in the next step; `failed_refreshes` counts that. If the first
-    one fails, a basis is the identity until the next regular refresh. Entries
-    of a gradient below 1e-19 count as zero: their squares underflow.
-
     Raises:
         ValueError: If an argument is out of range.
 
@@ -151,51 +89,76 @@ class SOAP(UpdateRuleOptimizer):
     weight_decay_order = "rule"
     meaning = {"m": ("beta_1", "_keeps_quotient"), "v": ("beta_2",)}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 3e-3,
-        beta_1: float = 0.95,
-        beta_2: float = 0.95,
-        epsilon: float = 1e-8,
-        *,
-        shampoo_beta: float | None = None,
-        refresh_every: int = 10,
-        max_precondition_dim: int = 10000,
-        one_sided: bool = False,
-        merge_axes: bool = False,
-        factored: bool = False,
-        precondition_1d: bool = False,
-        normalize_updates: bool = False,
-        bound_updates: bool = True,
-        momentum_dtype: StateDtype = "float32",
-        second_moment_dtype: Literal["float32", "bfloat16"] = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.shampoo_beta = check_decay(
-            "shampoo_beta", shampoo_beta, optional=True
-        )
-        self.refresh_every = check_integer("refresh_every", refresh_every, 1)
-        self.max_precondition_dim = check_integer(
-            "max_precondition_dim", max_precondition_dim, 0
-        )
-        self.one_sided = check_boolean("one_sided", one_sided)
-        self.merge_axes = check_boolean("merge_axes", merge_axes)
-        self.factored = check_boolean("factored", factored)
-        self.precondition_1d = check_boolean("precondition_1d", precondition_1d)
-        self.normalize_updates = check_boolean(
-            "normalize_updates", normalize_updates
-        )
-        self.bound_updates = check_boolean("bound_updates", bound_updates)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
-        self.second_moment_dtype = check_choice(
-            "second_moment_dtype", second_moment_dtype, MOMENTUM_DTYPES[:2]
-        )
+    learning_rate: LearningRate = rate(
+        3e-3,
+        doc="The size of an update, as for Adam.",
+    )
+    beta_1: float = decay(0.95, doc="Decay of the first moment.")
+    beta_2: float = decay(0.95, doc="Decay of the second moment.")
+    epsilon: float = number(
+        1e-8,
+        above=0.0,
+        doc="Added to the root of the second moment.",
+    )
+    _: KW_ONLY
+    shampoo_beta: float | None = decay(
+        None,
+        optional=True,
+        doc="Decay of the Gram matrices. `None`: `beta_2`.",
+    )
+    refresh_every: int = integer(
+        10,
+        at_least=1,
+        doc="Number of updates from one refresh of the bases to the next.",
+    )
+    max_precondition_dim: int = integer(
+        10000,
+        at_least=0,
+        doc="A longer axis has no basis: its entries stay as they are. The "
+        "compiler of a TPU takes seconds over the decomposition of 512 "
+        "rows, minutes over that of 2,048: choose 512 there.",
+    )
+    one_sided: bool = boolean(
+        False,
+        doc="Whether only the smallest axis has a basis.",
+    )
+    merge_axes: bool = boolean(
+        False,
+        doc="Whether neighbouring axes of variables with more than two are "
+        "merged while their product is at most `max_precondition_dim`.",
+    )
+    factored: bool = boolean(
+        False,
+        doc="Whether the second moment of matrices is kept as row and "
+        "column means.",
+    )
+    precondition_1d: bool = boolean(
+        False,
+        doc="Whether vectors have a basis too; without one the rule is Adam's.",
+    )
+    normalize_updates: bool = boolean(
+        False,
+        doc="Whether an update is divided by its RMS. Helps if bases are "
+        "refreshed seldom.",
+    )
+    bound_updates: bool = boolean(
+        True,
+        doc="Whether `|M'| / sqrt(V)` is clipped at the largest value that "
+        "it can have in a basis that stays: `(1 - beta_1) / sqrt((1 - "
+        "beta_2) * (1 - beta_1 ** 2 / beta_2))`, which is 1 for the "
+        "defaults. After a refresh a new basis vector can meet a second "
+        "moment of almost zero: in a network whose units are mostly "
+        "dead, one step moved a weight by 790 learning rates without "
+        "the bound, and by 9 with it. Other steps stay as they are. "
+        "There is no such value, and no bound, if `beta_1 ** 2 >= "
+        "beta_2`, or if the second moment is `factored`.",
+    )
+    momentum_dtype: StateDtype = momentum_dtype()
+    second_moment_dtype: Literal["float32", "bfloat16"] = choice(
+        "float32",
+        choices=("float32", "bfloat16"),
+        doc="How the second moment is stored, if it is not factored.",
+    )
 
     def _working_shape(self, shape):
         if self.merge_axes and len(shape) > 2:

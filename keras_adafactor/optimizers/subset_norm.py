@@ -1,25 +1,24 @@
 """Subset-Norm (Nguyen and Nguyen, 2024)."""
 
+from dataclasses import KW_ONLY
 from typing import Any
 from typing import Literal
-from typing import Unpack
 
 import keras
 
+from keras_adafactor import checks
 from keras_adafactor import subset_moment
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import argument
+from keras_adafactor.arguments import choice
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
-from keras_adafactor.subset_moment import check_bias_correction
-from keras_adafactor.subset_moment import check_subsets
 from keras_adafactor.subset_moment import precondition
 from keras_adafactor.subset_moment import second_moment_spec
 from keras_adafactor.subset_moment import step_size
@@ -51,30 +50,7 @@ class SubsetNorm(UpdateRuleOptimizer):
     - `m`: `momentum_dtype`, the shape of the variable; with momentum.
     - `v`: float32, one number for each subset.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: in units of an update whose subsets have a norm
-            of 1. Defaults to 1e-3.
-        beta_1: Float in (0, 1), decay of the first moment; or `None` for no
-            momentum. Defaults to 0.9; `"rmsprop"` has none.
-        beta_2: Float in (0, 1), decay of the second; `"adagrad"` has none.
-            Defaults to 0.999.
-        epsilon: Float > 0, added to the root of the second moment, before
-            bias correction. Defaults to 1e-6.
-        variant: `"adam"`, `"adagrad"` or `"rmsprop"`. Defaults to `"adam"`.
-        subsets: `"heuristic"`: an index of the longer side of a matrix, each
-            entry of a vector. An integer: blocks of so many neighbours, row by
-            row, or of the largest divisor of the size of the variable below
-            it: a prime size has blocks of 1, which is Adam's memory. Negative,
-            `-q`: blocks of the root of the size over `q`; the authors' code
-            has -2. Defaults to `"heuristic"`.
-        bias_correction: Boolean, or `None` for that of the variant: with
-            `"adam"` only. Defaults to `None`.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the first
-            moment is stored. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`. Weight decay comes after the step,
-            as in the authors' code.
+    Weight decay comes after the step, as in the authors' code.
 
     Deviations from the paper: the heuristic sees a variable of more than two
     axes as the matrix whose rows and columns are fewest together, where the
@@ -100,32 +76,54 @@ class SubsetNorm(UpdateRuleOptimizer):
     weight_decay_order = "after"
     meaning = {"m": ("variant", "beta_1"), "v": ("variant", "beta_2")}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 1e-3,
-        beta_1: float | None = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-6,
-        *,
-        variant: Literal["adam", "adagrad", "rmsprop"] = "adam",
-        subsets: int | Literal["heuristic"] = "heuristic",
-        bias_correction: bool | None = None,
-        momentum_dtype: StateDtype = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1, optional=True)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.variant = check_choice(
-            "variant", variant, ("adam", "adagrad", "rmsprop")
-        )
-        self.subsets = check_subsets(subsets)
-        self.bias_correction = check_bias_correction(bias_correction, variant)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
-        check(
+    learning_rate: LearningRate = rate(
+        1e-3,
+        doc="In units of an update whose subsets have a norm of 1.",
+    )
+    beta_1: float | None = decay(
+        0.9,
+        optional=True,
+        doc="Decay of the first moment. `None`: no momentum, as always with "
+        '`variant="rmsprop"`.',
+    )
+    beta_2: float = decay(
+        0.999,
+        doc='Decay of the second moment; `"adagrad"` has none.',
+    )
+    epsilon: float = number(
+        1e-6,
+        above=0.0,
+        doc="Added to the root of the second moment, before bias correction.",
+    )
+    _: KW_ONLY
+    variant: Literal["adam", "adagrad", "rmsprop"] = choice(
+        "adam",
+        choices=("adam", "adagrad", "rmsprop"),
+        doc="See the algorithm.",
+    )
+    subsets: int | Literal["heuristic"] = argument(
+        "heuristic",
+        check=subset_moment.check_subsets,
+        type='`"heuristic"` or an integer other than 0',
+        doc='`"heuristic"`: an index of the longer side of a matrix, each '
+        "entry of a vector. An integer: blocks of that number of "
+        "neighbours, row by row, or of the largest divisor of the size "
+        "of the variable below it; a prime size has blocks of 1, which "
+        "is Adam's memory. A negative integer `-q`: blocks of the root "
+        "of the size over `q`; the authors' code has -2.",
+    )
+    bias_correction: bool | None = argument(
+        None,
+        check=subset_moment.check_bias_correction,
+        type="Boolean or `None`",
+        doc='`None`: only with `variant="adam"`.',
+    )
+    momentum_dtype: StateDtype = momentum_dtype()
+
+    def check_arguments(self):
+        super().check_arguments()
+        subset_moment.check_variant(self)
+        checks.check(
             self._decay is not None or self.momentum_dtype == "float32",
             "momentum_dtype",
             "left at its default where there is no momentum",

@@ -1,32 +1,31 @@
 """Subspace-Momentum (Nguyen and Nguyen, 2024)."""
 
+from dataclasses import KW_ONLY
 from dataclasses import replace
 from typing import Any
 from typing import Literal
-from typing import Unpack
 
 import keras
 from keras import ops
 
 from keras_adafactor import subset_moment
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import StateDtype
-from keras_adafactor.arguments import check_choice
-from keras_adafactor.arguments import check_decay
-from keras_adafactor.arguments import check_integer
-from keras_adafactor.arguments import check_number
+from keras_adafactor.arguments import argument
+from keras_adafactor.arguments import choice
+from keras_adafactor.arguments import decay
+from keras_adafactor.arguments import integer
+from keras_adafactor.arguments import number
+from keras_adafactor.arguments import rate
 from keras_adafactor.backends import backend
 from keras_adafactor.functional import projection
 from keras_adafactor.functional.decompositions import orthonormal_columns
 from keras_adafactor.functional.moments import ema
 from keras_adafactor.optimizer import UpdateRuleOptimizer
-from keras_adafactor.storage import MOMENTUM_DTYPES
 from keras_adafactor.storage import StateSpec
 from keras_adafactor.storage import in_dtype
+from keras_adafactor.storage import momentum_dtype
 from keras_adafactor.storage import momentum_spec
-from keras_adafactor.subset_moment import check_bias_correction
-from keras_adafactor.subset_moment import check_subsets
 from keras_adafactor.subset_moment import precondition
 from keras_adafactor.subset_moment import second_moment_spec
 from keras_adafactor.subset_moment import step_size
@@ -70,36 +69,7 @@ class SubspaceMomentum(UpdateRuleOptimizer):
       indices, where `d` is the longer side.
     - `count`: int32 scalar, the steps of the variable; with a basis.
 
-    Args:
-        learning_rate: Float >= 0, a
-            `keras.optimizers.schedules.LearningRateSchedule`, or a callable
-            without arguments: in units of an update whose subsets have a norm
-            of 1. Defaults to 1e-3.
-        beta_1: Float in (0, 1), decay of the first moment. Defaults to 0.9.
-        beta_2: Float in (0, 1), decay of the second; `"adagrad"` has none.
-            Defaults to 0.999.
-        epsilon: Float > 0, added to the root of the second moment, before
-            bias correction. Defaults to 1e-6.
-        rank: Integer >= 1, the dimension of the subspace. Defaults to 128.
-        refresh_every: Integer >= 1, the steps from one basis to the next.
-            Defaults to 200.
-        basis: What the subspace is. `"svd"`: singular vectors of the gradient.
-            `"random"`: random directions of the shorter side. `"top_k"`: the
-            rows of the largest norm, columns if they are longer. `"uniform"`:
-            random rows or columns. The last two cost next to nothing.
-            Defaults to `"svd"`.
-        variant: `"adam"` or `"adagrad"`, as for `SubsetNorm`. Defaults to
-            `"adam"`.
-        subsets: `"heuristic"` or an integer, as for `SubsetNorm`. Defaults to
-            `"heuristic"`.
-        bias_correction: Boolean, or `None` for that of the variant: with
-            `"adam"` only. Multiplies the complement as well, which is no
-            average: by 10 in the first step. A warm-up hides that. Defaults to
-            `None`.
-        momentum_dtype: `"float32"`, `"bfloat16"` or `"int8"`, how the first
-            moment is stored. Defaults to `"float32"`.
-        **kwargs: See `UpdateRuleOptimizer`. Weight decay comes after the step,
-            as in the authors' code.
+    Weight decay comes after the step, as in the authors' code.
 
     Deviations from the paper: variables of more than two axes are seen as the
     matrix whose rows and columns are fewest together. Singular vectors come
@@ -132,37 +102,60 @@ class SubspaceMomentum(UpdateRuleOptimizer):
     weight_decay_order = "after"
     meaning = {"m": ("variant", "beta_1"), "v": ("variant", "beta_2")}
 
-    def __init__(
-        self,
-        learning_rate: LearningRate = 1e-3,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-6,
-        *,
-        rank: int = 128,
-        refresh_every: int = 200,
-        basis: Literal["svd", "random", "top_k", "uniform"] = "svd",
-        variant: Literal["adam", "adagrad"] = "adam",
-        subsets: int | Literal["heuristic"] = "heuristic",
-        bias_correction: bool | None = None,
-        momentum_dtype: StateDtype = "float32",
-        **kwargs: Unpack[OptimizerKeywords],
-    ) -> None:
-        super().__init__(learning_rate, **kwargs)
-        self.beta_1 = check_decay("beta_1", beta_1)
-        self.beta_2 = check_decay("beta_2", beta_2)
-        self.epsilon = check_number("epsilon", epsilon, above=0.0)
-        self.rank = check_integer("rank", rank, 1)
-        self.refresh_every = check_integer("refresh_every", refresh_every, 1)
-        self.basis = check_choice(
-            "basis", basis, ("svd", "random", *INDEX_KINDS)
-        )
-        self.variant = check_choice("variant", variant, ("adam", "adagrad"))
-        self.subsets = check_subsets(subsets)
-        self.bias_correction = check_bias_correction(bias_correction, variant)
-        self.momentum_dtype = check_choice(
-            "momentum_dtype", momentum_dtype, MOMENTUM_DTYPES
-        )
+    learning_rate: LearningRate = rate(
+        1e-3,
+        doc="In units of an update whose subsets have a norm of 1.",
+    )
+    beta_1: float = decay(0.9, doc="Decay of the first moment.")
+    beta_2: float = decay(
+        0.999,
+        doc='Decay of the second moment; `"adagrad"` has none.',
+    )
+    epsilon: float = number(
+        1e-6,
+        above=0.0,
+        doc="Added to the root of the second moment, before bias correction.",
+    )
+    _: KW_ONLY
+    rank: int = integer(128, at_least=1, doc="Dimension of the subspace.")
+    refresh_every: int = integer(
+        200,
+        at_least=1,
+        doc="Number of steps from one basis to the next.",
+    )
+    basis: Literal["svd", "random", "top_k", "uniform"] = choice(
+        "svd",
+        choices=("svd", "random", *INDEX_KINDS),
+        doc='What the subspace is. `"svd"`: singular vectors of the '
+        'gradient. `"random"`: random directions of the shorter side. '
+        '`"top_k"`: the rows of the largest norm, or columns if they '
+        'are longer. `"uniform"`: random rows or columns. The last two '
+        "cost next to nothing.",
+    )
+    variant: Literal["adam", "adagrad"] = choice(
+        "adam",
+        choices=("adam", "adagrad"),
+        doc="As for `SubsetNorm`.",
+    )
+    subsets: int | Literal["heuristic"] = argument(
+        "heuristic",
+        check=subset_moment.check_subsets,
+        type='`"heuristic"` or an integer other than 0',
+        doc="As for `SubsetNorm`.",
+    )
+    bias_correction: bool | None = argument(
+        None,
+        check=subset_moment.check_bias_correction,
+        type="Boolean or `None`",
+        doc='`None`: only with `variant="adam"`. It multiplies the '
+        "complement as well, which is no average: by 10 in the first "
+        "step. Use a warm-up.",
+    )
+    momentum_dtype: StateDtype = momentum_dtype()
+
+    def check_arguments(self):
+        super().check_arguments()
+        subset_moment.check_variant(self)
 
     def _matrix(self, shape):
         """The shape of the matrix that is projected and the variable's axes
