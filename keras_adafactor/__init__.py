@@ -2,12 +2,13 @@
 
 from keras_adafactor import private_names
 
-# First of all: a Keras that lacks one would fail somewhere, or nowhere.
+# First: without one of these names, a step could silently be a wrong one.
 private_names.check()
 
 # ruff: noqa: E402, I001
 from keras_adafactor._version import __version__ as __version__
 from keras_adafactor.adamw_rule import AdamWRule
+from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.fully_sharded import FullySharded
 from keras_adafactor.functional.axis_groups import AxisGroups
 from keras_adafactor.monitor import OptimizerMonitor
@@ -42,6 +43,7 @@ __all__ = [
     "FullySharded",
     "HFac",
     "Lion",
+    "OptimizerKeywords",
     "OptimizerMonitor",
     "SMMF",
     "SOAP",

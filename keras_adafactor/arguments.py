@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 from typing import ClassVar
 from typing import Literal
+from typing import TypeAlias
 from typing import TypedDict
 
 import keras
@@ -32,16 +33,16 @@ from keras_adafactor import checks
 from keras_adafactor.functional.axis_groups import AxisGroups
 
 # Types of arguments. Keras has none of its own: its classes are `Any`.
-LearningRate = (
+LearningRate: TypeAlias = (
     float
     | keras.optimizers.schedules.LearningRateSchedule
     | Callable[[], float]
 )
 # Regular expressions.
-Patterns = str | Sequence[str] | None
+Patterns: TypeAlias = str | Sequence[str] | None
 # A name in `storage.STORAGES`.
-StateDtype = str
-AxisGroupsChoice = (
+StateDtype: TypeAlias = str
+AxisGroupsChoice: TypeAlias = (
     str
     | AxisGroups
     | Callable[[tuple[int, ...], str], str | AxisGroups]
@@ -190,7 +191,7 @@ class Declared:
                 f"one for `{cls.__name__}` too, or declare the arguments of "
                 f"`{owner.__name__}`."
             )
-        cls.__init__ = _constructor(cls)
+        cls.__init__ = _constructor(cls)  # type: ignore[method-assign]
         cls.__doc__ = _documented(cls)
 
     def initialize(self, values: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """What a step leaves as it was when a gradient is not finite.
 
 A policy is a class: `skip_nonfinite` takes the name of each in `POLICIES`.
-Finite is here what also has finite squares: float32 squares up to 1.8e19.
+A gradient counts as finite if its squares are finite too. In float32 no element
+may then be larger than 1.8e19.
 """
 
 from keras import ops

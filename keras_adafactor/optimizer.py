@@ -335,7 +335,8 @@ class UpdateRuleOptimizer(UpdateRule, WithLearningRate):
                     )
 
     def rule_for(self, shape: tuple[int, ...], path: str) -> UpdateRule:
-        for pattern, rule in (self.fallback or {}).items():
+        rules: Any = self.fallback or {}
+        for pattern, rule in rules.items():
             if re.search(pattern, path):
                 return rule
         return self
@@ -380,7 +381,7 @@ class UpdateRuleOptimizer(UpdateRule, WithLearningRate):
             rule=rule,
             specs=specs,
             choice=choice,
-            decay=self.weight_decay if decayed else 0.0,
+            decay=(self.weight_decay or 0.0) if decayed else 0.0,
             guard=self._guard,
             rounded=self.stochastic_rounding,
             averaged=self.use_ema and not overwritten,

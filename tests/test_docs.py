@@ -132,17 +132,12 @@ def test_every_public_name_is_in_the_reference(name):
 PUBLIC = [getattr(keras_adafactor, name) for name in keras_adafactor.__all__]
 
 
-@pytest.mark.parametrize(
-    "thing", [*PUBLIC, OptimizerKeywords], ids=lambda thing: thing.__name__
-)
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)
 def test_every_argument_is_documented(thing):
     doc = inspect.getdoc(thing)
-    arguments = (
-        thing.__annotations__
-        if thing is OptimizerKeywords
-        else inspect.signature(thing).parameters
-    )
-    for name in arguments:
+    if thing is OptimizerKeywords:
+        pytest.skip("`UpdateRuleOptimizer` documents them")
+    for name in inspect.signature(thing).parameters:
         if name not in ("args", "kwargs"):
             assert re.search(rf"^\s*(\w+, )*{name}(, \w+)*:", doc, re.M), name
 

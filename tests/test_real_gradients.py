@@ -64,8 +64,8 @@ def _no_program_of_the_cache():
     if keras.backend.backend() != "jax":
         yield
         return
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
+    import jax  # noqa: PLC0415
+    from jax.experimental.compilation_cache import compilation_cache  # noqa: PLC0415
 
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
