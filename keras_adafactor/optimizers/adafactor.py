@@ -209,7 +209,7 @@ class Adafactor(UpdateRuleOptimizer):
         "before clipping, for `update_rms()`.",
     )
 
-    def check_arguments(self):
+    def check_arguments(self) -> None:
         super().check_arguments()
         checks.check(
             self.max_parameter_scale is None

@@ -233,7 +233,7 @@ class COAP(UpdateRuleOptimizer):
 
     meaning = {"m": ("variant", "beta_1"), "v": ("variant", "beta_2")}
 
-    def check_arguments(self):
+    def check_arguments(self) -> None:
         super().check_arguments()
         checks.check(
             not self._rooted or self.beta_1**2 < self.beta_2,

@@ -120,7 +120,7 @@ class SubsetNorm(UpdateRuleOptimizer):
     )
     momentum_dtype: StateDtype = momentum_dtype()
 
-    def check_arguments(self):
+    def check_arguments(self) -> None:
         super().check_arguments()
         subset_moment.check_variant(self)
         checks.check(

@@ -153,7 +153,7 @@ class SubspaceMomentum(UpdateRuleOptimizer):
     )
     momentum_dtype: StateDtype = momentum_dtype()
 
-    def check_arguments(self):
+    def check_arguments(self) -> None:
         super().check_arguments()
         subset_moment.check_variant(self)
 
