@@ -25,7 +25,6 @@ from keras_adafactor import layouts
 from keras_adafactor import saved_state
 from keras_adafactor.adamw_rule import AdamWRule
 from keras_adafactor.arguments import LearningRate
-from keras_adafactor.arguments import OptimizerKeywords
 from keras_adafactor.arguments import Patterns
 from keras_adafactor.arguments import argument
 from keras_adafactor.arguments import boolean
@@ -49,11 +48,19 @@ from keras_adafactor.step import no_failures
 from keras_adafactor.step import take_steps
 from keras_adafactor.storage import Array
 
-# Those of `UpdateRuleOptimizer` that Keras has too.
-KERAS_ARGUMENTS = tuple(
-    name
-    for name in ("learning_rate", *OptimizerKeywords.__annotations__)
-    if name in inspect.signature(keras.optimizers.Optimizer.__init__).parameters
+# Arguments of `UpdateRuleOptimizer` that Keras has too.
+KERAS_ARGUMENTS = (
+    "learning_rate",
+    "weight_decay",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+    "name",
 )
 _LARGE = 2**22  # elements of a variable from which updates are made in turn
 

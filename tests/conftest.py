@@ -143,6 +143,10 @@ def pytest_configure(config):
         "exhaustive: one more setting of what other tests cover; -m '' runs "
         "all",
     )
+    config.addinivalue_line(
+        "markers",
+        "once: alike on every backend, and run in CI on one: harness.once_on",
+    )
     if keras.backend.backend() == "jax" and hasattr(config, "cache"):
         _compile_less_with_jax(config.cache.mkdir("jax"))
 

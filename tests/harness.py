@@ -20,6 +20,13 @@ MODES = {
 MODE = {"tensorflow": "graph", "jax": "jit", "torch": "eager"}[BACKEND]
 
 
+def once_on(backend):
+    """Marks what is alike on every backend: one of them runs it in CI."""
+    if BACKEND in (backend, "torch"):
+        return pytest.mark.once
+    return pytest.mark.exhaustive
+
+
 def problem(shape, steps=20, seed=0, scale=1.0, decades=3.0):
     """A starting point and gradients over six decades, as float32."""
     rng = np.random.default_rng(seed)

@@ -26,6 +26,7 @@ WITH_BASIS = {
 # minutes over these programs, as JAX does eagerly: it compiles every condition
 # in every step. Settings of one rule share its bases.
 LONG = {("SOAP, int8", harness.MODE), ("COAP, restored", harness.MODE)}
+LONG |= {("SOAP, refreshed always", "jit")}
 LONG_MODES = {"tensorflow": ("xla",), "jax": ("eager",), "torch": ()}
 CASES = [
     pytest.param(

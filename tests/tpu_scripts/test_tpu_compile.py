@@ -808,6 +808,7 @@ def largest_exchange():
 LARGEST = 4 * 256 * 1024
 
 
+@pytest.mark.exhaustive
 @only_jax
 def test_layouts_of_outputs_keep_the_batch_where_it_is(monkeypatch):
     assert largest_exchange() <= LARGEST

@@ -186,6 +186,7 @@ def test_processes_train_as_one(configured, alone, count):
     assert "train: " not in said_by_second
 
 
+@pytest.mark.exhaustive
 def test_sigterm_on_one_saves_on_all_and_fewer_go_on(configured, alone):
     """The run is then continued by one process on two devices."""
     config = configured("terminated")

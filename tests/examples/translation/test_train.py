@@ -21,6 +21,7 @@ from examples.translation.synthetic import grammar
 from examples.translation.tokenizer import Tokenizer
 from examples.translation.train import train
 from tests.examples.translation.wmt14_files import prepare_wmt14
+from tests.harness import once_on
 
 BACKEND = keras.backend.backend()
 TIMES = ("seconds", "tokens_per_second")
@@ -129,6 +130,7 @@ def test_a_run_learns(finished_run):
     assert ["val_bleu" in row for row in history] == [False, True] * 2
 
 
+@once_on("jax")
 def test_every_kind_of_state_continues(small_config, tmp_path):
     """Cut at step 4, in the middle of an accumulation."""
     for name, stops in (("straight", [8]), ("cut", [4, 8])):
@@ -233,6 +235,7 @@ def test_other_sentences_are_refused(
     assert (finished_run / "tokenizer.model").read_bytes() == before
 
 
+@once_on("tensorflow")
 def test_a_run_starts_from_the_weights_of_another(
     finished_run, small_config, tmp_path, monkeypatch
 ):
@@ -277,6 +280,7 @@ def test_weights_that_do_not_fit_are_refused(
         start(tmp_path / "unfinished")
 
 
+@once_on("tensorflow")
 def test_a_run_takes_the_vocabulary_of_another(
     finished_run, small_config, tmp_path
 ):
@@ -287,6 +291,7 @@ def test_a_run_takes_the_vocabulary_of_another(
     ).read_bytes()
 
 
+@once_on("tensorflow")
 def test_patience_ends_a_run_and_offers_the_best_weights(
     small_config, tmp_path, capsys
 ):
