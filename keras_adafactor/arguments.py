@@ -79,32 +79,31 @@ class Argument:
     needs: str | None = None
     excluded_by: str | None = None
 
-    def check_beside(self, name, values):
+    def check_beside(self, name, owner):
         """Checks the argument against those that it depends on.
 
         Args:
             name: String, its name.
-            values: Dict, or anything with `[]`, of all arguments.
+            owner: Object whose attributes are the values of all arguments.
         """
-        if _equal(values[name], self.default):
-            return
-        default = "left at its default"
-        if self.default is None or isinstance(self.default, bool):
-            default = repr(self.default)
-        for other, holds, word in (
+        relations = (
             (self.needs, True, "unless"),
             (self.excluded_by, False, "if"),
-        ):
-            if other is None:
+        )
+        for other, holds, word in relations:
+            if other is None or _equal(getattr(owner, name), self.default):
                 continue
-            value = values[other]
+            value = getattr(owner, other)
             is_given = value is not None and value is not False
+            default = "left at its default"
+            if self.default is None or isinstance(self.default, bool):
+                default = repr(self.default)
             given = "True" if isinstance(value, bool) else "given"
             checks.check(
                 is_given is holds,
                 name,
                 f"{default} {word} `{other}` is {given}",
-                values[name],
+                getattr(owner, name),
             )
 
     def documentation(self, name):
@@ -211,9 +210,8 @@ class Declared:
         Raises:
             ValueError: If an argument contradicts another.
         """
-        values = {name: getattr(self, name) for name in self.declared}
         for name, argument in self.declared.items():
-            argument.check_beside(name, values)
+            argument.check_beside(name, self)
 
     def is_fixed(self) -> bool:
         """Whether an argument that is assigned now would have no effect."""

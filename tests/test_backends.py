@@ -8,7 +8,7 @@ import pytest
 
 import keras_adafactor
 from keras_adafactor import guards
-from keras_adafactor.arguments import check_choice
+from keras_adafactor.checks import check_choice
 from tests import harness
 from tests.probe import as_numpy
 
