@@ -354,12 +354,12 @@ def choice(default, *, choices, doc, **relations):
 
     Args:
         default: The default.
-        choices: Sequence of values.
+        choices: Values, or a dict with them as keys, which may grow.
         doc, **relations: See `Argument`.
     """
 
     def checked(name, value):
-        return checks.check_choice(name, value, choices)
+        return checks.check_choice(name, value, tuple(choices))
 
     words = [_literal(value) for value in choices]
     type_ = f"{', '.join(words[:-1])} or {words[-1]}"

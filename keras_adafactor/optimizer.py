@@ -213,7 +213,7 @@ class UpdateRuleOptimizer(UpdateRule, WithLearningRate):
     )
     skip_nonfinite: Literal["variable", "step"] | None = choice(
         "variable",
-        choices=tuple(guards.POLICIES),
+        choices=guards.POLICIES,
         doc="What stays as it was when a gradient holds NaN, infinity, or an "
         'element too large to be squared in float32 (1.8e19). `"variable"`: '
         "the variable of that gradient and its statistics. The optimizer reads "
