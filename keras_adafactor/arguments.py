@@ -40,7 +40,7 @@ LearningRate: TypeAlias = (
 )
 # Regular expressions.
 Patterns: TypeAlias = str | Sequence[str] | None
-# A name in `storage.STORAGES`.
+# One of `storage.MOMENTUM_DTYPES`.
 StateDtype: TypeAlias = str
 AxisGroupsChoice: TypeAlias = (
     str

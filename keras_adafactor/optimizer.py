@@ -260,14 +260,11 @@ class UpdateRuleOptimizer(UpdateRule, WithLearningRate):
         # What was loaded before there were slots: see `saved_state`.
         self._waiting: dict[str, Any] = {}
         super().initialize(kept)
-
-    def check_arguments(self) -> None:
-        super().check_arguments()
         if self.ema_momentum != 0.99 and not self.use_ema:
             warnings.warn(
                 f"`ema_momentum={self.ema_momentum}` does nothing unless "
                 "`use_ema` is True; for momentum see `beta_1`.",
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def is_fixed(self) -> bool:
@@ -280,7 +277,7 @@ class UpdateRuleOptimizer(UpdateRule, WithLearningRate):
             return
         # All that can be wrong with a choice of the user, or with what was
         # loaded, raises here, before anything is made.
-        super().check_arguments()
+        self.check_arguments()
         plans = [
             self.plan_for(variable, key)
             for key, variable in enumerate(variables)

@@ -220,14 +220,14 @@ KINDS = {
 MOMENTUM_DTYPES = ("float32", "bfloat16", "int8")
 
 
-def momentum_dtype(**relations):
+def momentum_dtype(doc="", **relations):
     """Declares the argument that says how a momentum is stored."""
     return choice(
         "float32",
         choices=MOMENTUM_DTYPES,
         doc='How the momentum is stored. `"int8"` has blocks along the last '
         "axis that share a scale; variables under 4,096 elements stay float32. "
-        "bfloat16 and int8 are rounded without bias.",
+        f"bfloat16 and int8 are rounded without bias. {doc}",
         **relations,
     )
 

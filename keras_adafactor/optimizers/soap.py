@@ -153,7 +153,10 @@ class SOAP(UpdateRuleOptimizer):
         "There is no such value, and no bound, if `beta_1 ** 2 >= "
         "beta_2`, or if the second moment is `factored`.",
     )
-    momentum_dtype: StateDtype = momentum_dtype()
+    momentum_dtype: StateDtype = momentum_dtype(
+        "In 8 bits it is stored as its quotient by `sqrt(V) + epsilon`, whose "
+        "entries are of one size."
+    )
     second_moment_dtype: Literal["float32", "bfloat16"] = choice(
         "float32",
         choices=("float32", "bfloat16"),
